@@ -1,0 +1,30 @@
+# Each target makes .venv with what it needs, then runs. Python 3.11 or newer is all that must be there.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := train,test,dev
+
+.PHONY: install train test test-slow lint clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	touch $@
+
+train: install
+	$(BIN)/jnet train $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf .venv runs
