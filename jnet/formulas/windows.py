@@ -73,7 +73,7 @@ def _same(size: int, window: int, stride: int, dilation: int) -> Pair:
 
 def geometry(
     op: str,
-    size: Pair,
+    size: Sequence[int],
     window: int | Sequence[int],
     stride: int | Sequence[int] = 1,
     padding: Padding = "VALID",
@@ -87,6 +87,7 @@ def geometry(
     >>> geometry("conv2d", (5, 6), 3, stride=2, padding="SAME").out
     (3, 3)
     """
+    size = pair(size)
     window, stride, dilation = (
         _positive_pair(op, name, value)
         for name, value in (("window", window), ("stride", stride), ("dilation", dilation))

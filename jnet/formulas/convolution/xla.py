@@ -1,0 +1,73 @@
+"""Convolution by XLA's own convolution, forward and backward, with both backward correlations written out."""
+
+import jax
+from jax import Array, lax
+
+from jnet.formulas.precision import widen
+from jnet.formulas.windows import Geometry
+
+__all__ = ["forward", "input_gradient", "weight_gradient"]
+
+
+def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
+    """Slide the filters over the images, `(N, OH, OW, F)`."""
+    return lax.conv_general_dilated(
+        _accumulating(x),
+        _accumulating(w),
+        window_strides=where.stride,
+        padding=where.padding,
+        rhs_dilation=where.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
+    """Slide the flipped filters, channels and filters exchanged, over the spread-out cotangent, `(N, H, W, C)`."""
+    rows, columns, channels, filters = w.shape
+    w = w[::-1, ::-1].reshape(rows, columns, channels, groups, filters // groups)
+    w = w.transpose(0, 1, 4, 3, 2).reshape(rows, columns, filters // groups, groups * channels)
+    padding = []
+    for axis in (0, 1):
+        span = (where.window[axis] - 1) * where.dilation[axis] + 1
+        spread = (where.out[axis] - 1) * where.stride[axis] + 1
+        before = span - 1 - where.padding[axis][0]
+        padding.append((before, where.size[axis] + span - 1 - before - spread))
+    return lax.conv_general_dilated(
+        _accumulating(dout),
+        _accumulating(w),
+        window_strides=(1, 1),
+        padding=padding,
+        lhs_dilation=where.stride,
+        rhs_dilation=where.dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
+    """Slide the cotangent over the images, the batch being what is summed, `(HH, WW, C // groups, F)`."""
+    padding = []
+    for axis in (0, 1):
+        spread = (where.out[axis] - 1) * where.stride[axis] + 1
+        before = where.padding[axis][0]
+        reach = (where.window[axis] - 1) * where.dilation[axis] + spread
+        padding.append((before, reach - before - where.size[axis]))
+    return lax.conv_general_dilated(
+        _accumulating(x),
+        _accumulating(dout),
+        window_strides=where.dilation,
+        padding=padding,
+        rhs_dilation=where.stride,
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=groups,
+    )
+
+
+def _accumulating(x: Array) -> Array:
+    """Return `x` in a dtype of which XLA's convolution keeps its sums in float32 or wider.
+
+    A GPU's library does so for float16 and bfloat16 as they are. On a CPU the operands are widened; asking for a
+    wider result instead would leave a convolution that JAX cannot differentiate again.
+    """
+    return widen(x) if jax.default_backend() == "cpu" else x
