@@ -1,0 +1,156 @@
+"""Classification losses: softmax cross-entropy and the multiclass hinge."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from .precision import widen
+from .validate import require, require_float, require_labels
+
+__all__ = [
+    "SoftmaxCrossEntropyCache",
+    "SvmLossCache",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
+    "svm_loss_backward",
+    "svm_loss_forward",
+]
+
+
+class SoftmaxCrossEntropyCache(NamedTuple):
+    """What the backward pass of `softmax_cross_entropy` needs."""
+
+    logits: Array  # (N, C), their own dtype
+    labels: Array  # (N,), integers
+    peak: Array  # (N, 1), the row's largest logit, float32 or wider
+    log_sum: Array  # (N, 1), log of the row's sum of exp(logit - peak), float32 or wider
+
+
+def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, SoftmaxCrossEntropyCache]:
+    r"""Mean over the rows of `logits: (N, C)` of the negative log-probability of the row's label.
+
+    **Forward.** With $p_j = e^{s_j} / \sum_k e^{s_k}$ the loss of a row is $\ell = -\log p_y$. Let $k$ be the first largest
+    logit, $z_j = s_j - s_k \le 0$; nothing overflows in
+
+    $$ \ell = (s_k - s_y) + \log\Bigl(1 + \sum_{j \ne k} e^{z_j}\Bigr), \qquad L = \frac1N \sum_n \ell_n, $$
+
+    and `log1p` keeps a loss far below the rounding of 1. A logit of $-\infty$ in another class is a masked class.
+
+    **Backward.** $\ell = \log \sum_k e^{s_k} - s_y$, and $\partial \log \sum_k e^{s_k} / \partial s_j = e^{s_j} / \sum_k e^{s_k} = p_j$:
+
+    $$ \frac{\partial \ell}{\partial s_j} = p_j - [j = y], \qquad \bar s_{nj} = \frac{g}{N}\,(p_{nj} - [j = y_n]). $$
+
+    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. The gradient of a row sums to zero (adding a constant to a row
+    does not change its loss), so the entry is computed as $-\sum_{j \ne y} p_j$, which keeps every digit.
+
+    **Kept:** the logits, an alias of the caller's array, with two numbers a row; the probabilities are one exponential to rebuild.
+
+    A label outside [0, C) makes the loss, and its own row of the gradient, NaN. An empty batch has loss NaN.
+
+    Reference: Bridle 1990, doi:10.1007/978-3-642-76153-9_28; for the small components jax#40344.
+
+    `labels: (N,)`, any integer dtype. Returns a scalar, float32 or wider, and the cache.
+    """
+    losses, peak, log_sum = softmax_rows_forward("softmax_cross_entropy", logits, labels)
+    return jnp.sum(losses) / len(losses), SoftmaxCrossEntropyCache(logits, labels, peak, log_sum)
+
+
+def softmax_cross_entropy_backward(dout: Array, cache: SoftmaxCrossEntropyCache) -> Array:
+    """Return `dlogits: (N, C)` from the scalar `dout`; derivation in `softmax_cross_entropy_forward`."""
+    logits, labels, peak, log_sum = cache
+    dlosses = softmax_rows_backward(logits, labels, peak, log_sum)
+    return dlosses * (dout / max(len(labels), 1))
+
+
+def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Return each row's loss `(N,)` with its `peak` and `log_sum`, `(N, 1)`: what the means over rows or steps share."""
+    index, inside, scores = _prepare(op, "logits", logits, labels)
+    first = _is_class(jnp.argmax(scores, axis=1), scores)
+    peak = _pick(scores, first)
+    peak = jnp.where(peak == -jnp.inf, 0.0, peak)  # a row masked throughout: -inf - -inf would be NaN
+    others = jnp.where(first, 0.0, jnp.exp(scores - peak))
+    log_sum = jnp.log1p(jnp.sum(others, axis=1, keepdims=True))
+    losses = (peak - _pick(scores, _is_class(index, scores)) + log_sum)[:, 0]
+    return jnp.where(inside, losses, jnp.nan), peak, log_sum
+
+
+def softmax_rows_backward(logits: Array, labels: Array, peak: Array, log_sum: Array) -> Array:
+    """Return the gradient of each row's loss, `(N, C)`, float32 or wider."""
+    index, inside = class_index(labels, logits.shape[1])
+    scores = widen(logits)
+    is_label = _is_class(index, scores)
+    others = jnp.where(is_label, 0.0, jnp.exp(scores - peak - log_sum))
+    dlosses = jnp.where(is_label, -jnp.sum(others, axis=1, keepdims=True), others)
+    return jnp.where(inside[:, None], dlosses, jnp.nan)
+
+
+class SvmLossCache(NamedTuple):
+    """What the backward pass of `svm_loss` needs: one bit of information a score, and the labels."""
+
+    violated: Array  # (N, C), bool: the margin of this class is violated (False at the label)
+    labels: Array  # (N,), integers
+
+
+def svm_loss_forward(scores: Array, labels: Array, *, margin: float = 1.0) -> tuple[Array, SvmLossCache]:
+    r"""Multiclass hinge loss: mean over rows of the sum over wrong classes of `max(0, s_j - s_y + margin)`.
+
+    **Forward.** $\ell = \sum_{j \ne y} \max(0,\; s_j - s_y + \Delta)$, $L = \frac1N \sum_n \ell_n$.
+
+    **Backward.** A term is active where $v_j = [\,j \ne y,\; s_j - s_y + \Delta > 0\,]$; it then moves with slope 1 in $s_j$ and $-1$
+    in $s_y$. Collecting what reaches $s_y$ from all active terms,
+
+    $$ \bar s_j = \frac gN\, v_j \quad (j \ne y), \qquad \bar s_y = -\frac gN \sum_j v_j. $$
+
+    **Kept:** $v$ as booleans and the labels.
+
+    **At the kink**, a margin of exactly 0, the term is not active. A label outside [0, C) makes the loss, and its own row
+    of the gradient, NaN. An empty batch has loss NaN.
+
+    Reference: Weston & Watkins 1999, "Support vector machines for multi-class pattern recognition".
+
+    `scores: (N, C)`, `labels: (N,)` integers. Returns a scalar, float32 or wider, and the cache.
+    """
+    index, inside, wide = _prepare("svm_loss", "scores", scores, labels)
+    is_label = _is_class(index, wide)
+    excess = jnp.where(is_label, 0.0, wide - _pick(wide, is_label) + margin)
+    losses = jnp.where(inside, jnp.sum(jnp.maximum(excess, 0.0), axis=1), jnp.nan)
+    return jnp.sum(losses) / len(losses), SvmLossCache(excess > 0, labels)
+
+
+def svm_loss_backward(dout: Array, cache: SvmLossCache) -> Array:
+    """Return `dscores: (N, C)` from the scalar `dout`; derivation in `svm_loss_forward`."""
+    violated, labels = cache
+    index, inside = class_index(labels, violated.shape[1])
+    slope = violated.astype(dout.dtype)
+    dlosses = jnp.where(_is_class(index, slope), -jnp.sum(slope, axis=1, keepdims=True), slope)
+    dlosses = jnp.where(inside[:, None], dlosses, jnp.nan)
+    return dlosses * (dout / max(len(labels), 1))
+
+
+def _prepare(op: str, name: str, scores: Array, labels: Array) -> tuple[Array, Array, Array]:
+    """Check the arguments of a loss; return the class index of each row, whether it is one, and the widened scores."""
+    require_float(op, **{name: scores})
+    require(
+        scores.ndim == 2 and scores.shape[1] > 0, f"{op}: {name} have shape {scores.shape}; they must be (N, C), C >= 1"
+    )
+    require_labels(op, labels, scores.shape[0])
+    index, inside = class_index(labels, scores.shape[1])
+    return index, inside, widen(scores)
+
+
+def class_index(labels: Array, num_classes: int) -> tuple[Array, Array]:
+    """Return the labels as int32 and whether each is in [0, C): compared first, since a cast could wrap one into range."""
+    last = min(num_classes - 1, int(jnp.iinfo(labels.dtype).max))
+    inside = (labels >= 0) & (labels <= last)
+    return jnp.where(inside, labels, 0).astype(jnp.int32), inside
+
+
+def _is_class(index: Array, scores: Array) -> Array:
+    """Return (N, C) booleans, True at each row's `index`."""
+    return index[:, None].astype(jnp.int32) == jnp.arange(scores.shape[1], dtype=jnp.int32)[None, :]
+
+
+def _pick(scores: Array, here: Array) -> Array:
+    """Return the one score of each row that `here` marks, (N, 1); selected, so that infinities elsewhere do not matter."""
+    return jnp.sum(jnp.where(here, scores, 0.0), axis=1, keepdims=True)

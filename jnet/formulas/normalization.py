@@ -1,0 +1,321 @@
+"""Batch, layer and group normalization.
+
+All three subtract a mean and divide by a deviation; they differ in the axes that share one mean: all but the last
+(batch), the last (layer), the positions and the channels of a group (group). One derivation serves: `batchnorm_forward`.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .precision import widen
+from .validate import require, require_float, require_rank, require_shape
+
+__all__ = [
+    "BatchnormCache",
+    "BatchnormInferenceCache",
+    "GroupnormCache",
+    "LayernormCache",
+    "batchnorm_backward",
+    "batchnorm_backward_staged",
+    "batchnorm_forward",
+    "batchnorm_inference_backward",
+    "batchnorm_inference_forward",
+    "groupnorm_backward",
+    "groupnorm_forward",
+    "layernorm_backward",
+    "layernorm_forward",
+]
+
+
+class BatchnormCache(NamedTuple):
+    """What the backward pass of `batchnorm` needs."""
+
+    x: Array  # (N, ..., C), the input's own dtype
+    mean: Array  # (C,), float32 or wider
+    rstd: Array  # (C,), float32 or wider
+    gamma: Array  # (C,)
+
+
+def batchnorm_forward(
+    x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5
+) -> tuple[tuple[Array, Array, Array], BatchnormCache]:
+    r"""Normalise each channel of `x: (N, ..., C)` over all other axes, then scale and shift by `(C,)` vectors.
+
+    **Forward.** Per channel, over the $M$ entries of all axes but the last,
+
+    $$ m = \frac1M\sum_i x_i, \qquad v = \frac1M\sum_i (x_i - m)^2, \qquad r = (v+\epsilon)^{-1/2}, \qquad
+       h_i = (x_i - m)\,r, \qquad y_i = \gamma h_i + \beta. $$
+
+    The outputs are $y$, $m$ and $v$ (biased). The variance is summed in a second pass over $x - m$: the shortcut
+    $\langle x^2\rangle - m^2$ cancels where the mean is large against the deviation.
+
+    **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be the cotangents of the
+    outputs. $\gamma$ and $\beta$ enter linearly: $\bar\gamma = \sum_i g_i h_i$, $\bar\beta = \sum_i g_i$. Let $n_i = \gamma g_i$ be the
+    cotangent of $h_i$. Then, each intermediate's total derivative in turn:
+
+    1. $h_i = (x_i-m)\,r$ reaches $r$: $\bar r = \sum_i n_i (x_i-m) = \tfrac1r \sum_i n_i h_i$.
+    2. $r = (v+\epsilon)^{-1/2}$ has $dr/dv = -\tfrac12 r^3$: $\bar v = \nu - \tfrac12 r^2\sum_j n_j h_j$.
+    3. $v$ moves with $x_i$ by $\tfrac2M (x_i - m)$, and with $m$ by $-\tfrac2M\sum_i(x_i-m) = 0$.
+    4. $m$ is reached from $h$ and from outside: $\bar m = \mu - r\sum_j n_j$, and moves with $x_i$ by $\tfrac1M$.
+    5. $x_i$ is reached from $h_i$, $v$ and $m$: $\bar x_i = r\,n_i + \tfrac2M (x_i-m)\,\bar v + \tfrac1M\bar m$.
+
+    Inserting 2 and 4 into 5, with $x_i - m = h_i / r$ and $\langle\cdot\rangle$ the mean over the $M$ entries,
+
+    $$ \bar x_i = r\,\bigl(n_i - \langle n\rangle - h_i\langle n h\rangle\bigr) + \tfrac1M\mu + \tfrac2M (x_i - m)\,\nu : $$
+
+    the gradient less its components along the constants and along $h$, the two directions that normalisation removes.
+    $\langle n\rangle = \gamma\bar\beta/M$ and $\langle nh\rangle = \gamma\bar\gamma/M$, so the parameters' gradients are the only sums needed.
+
+    **Kept:** `x`, and `mean`, `rstd`, `gamma` a channel. $h$ is one multiply-add to rebuild and a whole activation to store.
+
+    A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and variance 0.
+
+    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of CS231n.
+
+    Returns `(out, mean, var)`, out in x's dtype, mean and var float32 or wider, and the cache.
+    """
+    _check_channels("batchnorm", x, 2, gamma=gamma, beta=beta)
+    wide = widen(x)
+    axes, size = _all_but_last(x)
+    mean = jnp.sum(wide, axis=axes) / size
+    centred = wide - _row(mean, x)
+    var = jnp.sum(centred * centred, axis=axes) / size
+    rstd = jax.lax.rsqrt(var + eps)
+    scale = widen(gamma) * rstd
+    out = centred * _row(scale, x) + _row(widen(beta), x)
+    return (out.astype(x.dtype), mean, var), BatchnormCache(x, mean, rstd, gamma)
+
+
+def batchnorm_backward(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:
+    """Return `dx, dgamma, dbeta` by the simplified formula; `dout` holds the cotangents of out, mean and var."""
+    dy, dmean, dvar = dout
+    x, mean, rstd, gamma = cache
+    axes, size = _all_but_last(x)
+    dy, centred, scale = widen(dy), widen(x) - _row(mean, x), widen(gamma) * rstd
+    dbeta = jnp.sum(dy, axis=axes)
+    dgamma = jnp.sum(dy * centred, axis=axes) * rstd
+    # dx is affine in dy and x - mean, with three coefficients a channel.
+    along_h = (2.0 * dvar - scale * rstd * dgamma) / size
+    along_1 = (dmean - scale * dbeta) / size
+    dx = _row(scale, x) * dy + _row(along_h, x) * centred + _row(along_1, x)
+    return dx.astype(x.dtype), dgamma, dbeta
+
+
+def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:
+    """Return `dx, dgamma, dbeta` by walking the computation graph backward, a node a line.
+
+    The same result as `batchnorm_backward`, in more passes over the data: the form to learn from, and to check against.
+    """
+    dy, dmean, dvar = dout
+    x, mean, rstd, gamma = cache
+    axes, size = _all_but_last(x)
+    dy, centred = widen(dy), widen(x) - _row(mean, x)
+    h = centred * _row(rstd, x)
+    # y = gamma * h + beta
+    dbeta = jnp.sum(dy, axis=axes)
+    dgamma = jnp.sum(dy * h, axis=axes)
+    dh = dy * _row(widen(gamma), x)
+    # h = centred * rstd
+    dcentred = dh * _row(rstd, x)
+    drstd = jnp.sum(dh * centred, axis=axes)
+    # rstd = 1 / std
+    std = 1.0 / rstd
+    dstd = -drstd / std**2
+    # std = sqrt(var + eps)
+    dvar = dvar + 0.5 * dstd / std
+    # var = sum(square) / size
+    dsquare = jnp.broadcast_to(_row(dvar / size, x), x.shape)
+    # square = centred ** 2
+    dcentred = dcentred + 2.0 * centred * dsquare
+    # centred = x - mean
+    dx = dcentred
+    dmean = dmean - jnp.sum(dcentred, axis=axes)
+    # mean = sum(x) / size
+    dx = dx + _row(dmean / size, x)
+    return dx.astype(x.dtype), dgamma, dbeta
+
+
+class BatchnormInferenceCache(NamedTuple):
+    """What the backward pass of `batchnorm_inference` needs."""
+
+    x: Array  # (N, ..., C)
+    mean: Array  # (C,)
+    rstd: Array  # (C,), float32 or wider
+    gamma: Array  # (C,)
+
+
+def batchnorm_inference_forward(
+    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, *, eps: float = 1e-5
+) -> tuple[Array, BatchnormInferenceCache]:
+    r"""Normalise `x: (N, ..., C)` by a given mean and variance `(C,)`: batch normalization at test time.
+
+    **Forward.** $r = (v+\epsilon)^{-1/2}$, $h_i = (x_i - m)\,r$, $y_i = \gamma h_i + \beta$, with $m$ and $v$ now inputs.
+
+    **Backward.** Nothing but $h_i$ depends on $x_i$ any more: $\bar x_i = \gamma r\, g_i$. As before $\bar\gamma = \sum_i g_i h_i$ and
+    $\bar\beta = \sum_i g_i$; the mean enters with slope $-\gamma r$ and the variance through $dr/dv = -\tfrac12 r^3$:
+
+    $$ \bar m = -\gamma r\,\bar\beta, \qquad \bar v = -\tfrac12\gamma r^2\,\bar\gamma. $$
+
+    **Kept:** `x`, `mean`, `rstd`, `gamma`.
+
+    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3.1.
+
+    Returns `out` in x's dtype, and the cache.
+    """
+    _check_channels("batchnorm_inference", x, 2, gamma=gamma, beta=beta, mean=mean, var=var)
+    rstd = jax.lax.rsqrt(widen(var) + eps)
+    out = (widen(x) - _row(widen(mean), x)) * _row(widen(gamma) * rstd, x) + _row(widen(beta), x)
+    return out.astype(x.dtype), BatchnormInferenceCache(x, mean, rstd, gamma)
+
+
+def batchnorm_inference_backward(
+    dout: Array, cache: BatchnormInferenceCache
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Return `dx, dgamma, dbeta, dmean, dvar`; derivation in `batchnorm_inference_forward`."""
+    x, mean, rstd, gamma = cache
+    axes, _ = _all_but_last(x)
+    dy, scale = widen(dout), widen(gamma) * rstd
+    dbeta = jnp.sum(dy, axis=axes)
+    dgamma = jnp.sum(dy * (widen(x) - _row(widen(mean), x)), axis=axes) * rstd
+    dx = dy * _row(scale, x)
+    return dx.astype(x.dtype), dgamma, dbeta, -scale * dbeta, -0.5 * scale * rstd * dgamma
+
+
+class LayernormCache(NamedTuple):
+    """What the backward pass of `layernorm` needs."""
+
+    x: Array  # (..., C), the input's own dtype
+    mean: Array  # (..., 1), float32 or wider
+    rstd: Array  # (..., 1), float32 or wider
+    gamma: Array  # (C,)
+
+
+def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> tuple[Array, LayernormCache]:
+    r"""Normalise each row of `x: (..., C)` over its last axis, then scale and shift by `(C,)` vectors.
+
+    **Forward.** Per row, over its $C$ entries, $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r = (v+\epsilon)^{-1/2}$,
+    $h = (x-m)\,r$, $y = \gamma h + \beta$.
+
+    **Backward.** $\gamma$ and $\beta$ are shared by the rows: $\bar\gamma = \sum_\text{rows} g h$, $\bar\beta = \sum_\text{rows} g$. Let
+    $n = \gamma g$ be the cotangent of $h$. Both $m$ and $r$ move with every entry of the row: steps 1 to 5 of
+    `batchnorm_forward`, with the mean now over the row and no cotangents of $m$ and $v$ from outside, give
+
+    $$ \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr). $$
+
+    The difference from batch normalization: $\gamma$ varies along the axis of the mean, so it stays inside $\langle\cdot\rangle$,
+    and the two means are no by-product of $\bar\gamma$ and $\bar\beta$.
+
+    **Kept:** `x`, with `mean` and `rstd` a row. $h$ is one multiply-add to rebuild and a whole activation to store.
+
+    Reference: Ba, Kiros & Hinton 2016, arXiv:1607.06450.
+
+    Returns `out` in x's dtype, and the cache.
+    """
+    _check_channels("layernorm", x, 1, gamma=gamma, beta=beta)
+    h, mean, rstd = _standardize(widen(x), (-1,), eps)
+    out = h * _row(widen(gamma), x) + _row(widen(beta), x)
+    return out.astype(x.dtype), LayernormCache(x, mean, rstd, gamma)
+
+
+def layernorm_backward(dout: Array, cache: LayernormCache) -> tuple[Array, Array, Array]:
+    """Return `dx, dgamma, dbeta`; derivation in `layernorm_forward`."""
+    x, mean, rstd, gamma = cache
+    axes, _ = _all_but_last(x)
+    dy, h = widen(dout), (widen(x) - mean) * rstd
+    dx = _standardize_backward(dy * _row(widen(gamma), x), h, rstd, (-1,))
+    return dx.astype(x.dtype), jnp.sum(dy * h, axis=axes), jnp.sum(dy, axis=axes)
+
+
+class GroupnormCache(NamedTuple):
+    """What the backward pass of `groupnorm` needs."""
+
+    x: Array  # (N, ..., C), the input's own dtype
+    mean: Array  # (N, 1, G, 1), float32 or wider
+    rstd: Array  # (N, 1, G, 1), float32 or wider
+    gamma: Array  # (C,)
+
+
+def groupnorm_forward(
+    x: Array, gamma: Array, beta: Array, *, groups: int, eps: float = 1e-5
+) -> tuple[Array, GroupnormCache]:
+    r"""Normalise `x: (N, ..., C)` an example and a group of C / groups contiguous channels at a time.
+
+    **Forward.** See `x` as $(N, S, G, C/G)$, $S$ positions and $G$ groups. Over the $S\,C/G$ entries of an example's group:
+    $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r = (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$; then $y = \gamma h + \beta$ a channel.
+
+    **Backward.** Steps 1 to 5 of `batchnorm_forward` with the mean over a group. $\gamma$ varies inside the group and is shared
+    by examples and positions:
+
+    $$ n = \gamma g, \qquad \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr), \qquad
+       \bar\gamma = \sum_{N, S} g h, \qquad \bar\beta = \sum_{N, S} g. $$
+
+    One group on `(N, C)` is layer normalization; C groups are instance normalization.
+
+    **Kept:** `x`, with `mean` and `rstd` an example and group.
+
+    Reference: Wu & He 2018, arXiv:1803.08494.
+
+    `groups` must divide C. Returns `out` in x's dtype, and the cache.
+    """
+    _check_channels("groupnorm", x, 2, gamma=gamma, beta=beta)
+    channels = x.shape[-1]
+    divides = groups > 0 and channels % groups == 0
+    require(divides, f"groupnorm: groups is {groups}; it must divide the {channels} channels of x {x.shape}")
+    h, mean, rstd = _standardize(_by_group(widen(x), groups), (1, 3), eps)
+    out = h.reshape(x.shape) * _row(widen(gamma), x) + _row(widen(beta), x)
+    return out.astype(x.dtype), GroupnormCache(x, mean, rstd, gamma)
+
+
+def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array, Array]:
+    """Return `dx, dgamma, dbeta`; derivation in `groupnorm_forward`."""
+    x, mean, rstd, gamma = cache
+    axes, _ = _all_but_last(x)
+    groups = mean.shape[2]
+    dy, h = widen(dout), (_by_group(widen(x), groups) - mean) * rstd
+    dh = _by_group(dy * _row(widen(gamma), x), groups)
+    dx = _standardize_backward(dh, h, rstd, (1, 3)).reshape(x.shape)
+    return dx.astype(x.dtype), jnp.sum(dy * h.reshape(x.shape), axis=axes), jnp.sum(dy, axis=axes)
+
+
+def _standardize(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array, Array]:
+    """Return `(x - mean) * rstd`, mean and rstd over `axes` (kept with length 1), in two passes."""
+    size = max(math.prod(x.shape[axis] for axis in axes), 1)
+    mean = jnp.sum(x, axis=axes, keepdims=True) / size
+    centred = x - mean
+    rstd = jax.lax.rsqrt(jnp.sum(centred * centred, axis=axes, keepdims=True) / size + eps)
+    return centred * rstd, mean, rstd
+
+
+def _standardize_backward(dh: Array, h: Array, rstd: Array, axes: tuple[int, ...]) -> Array:
+    """Return r (n - <n> - h <n h>): `dh` less its components along the constants and along `h`."""
+    size = max(math.prod(h.shape[axis] for axis in axes), 1)
+    along_1 = jnp.sum(dh, axis=axes, keepdims=True) / size
+    along_h = jnp.sum(dh * h, axis=axes, keepdims=True) / size
+    return rstd * (dh - along_1 - h * along_h)
+
+
+def _by_group(x: Array, groups: int) -> Array:
+    """See `(N, ..., C)` as `(N, positions, groups, C / groups)`."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
+
+
+def _all_but_last(x: Array) -> tuple[tuple[int, ...], int]:
+    """Return all axes but the last, and how many entries they hold (at least 1: the mean of nothing is 0)."""
+    return tuple(range(x.ndim - 1)), max(math.prod(x.shape[:-1]), 1)
+
+
+def _row(vector: Array, x: Array) -> Array:
+    """See a `(C,)` vector as `(1, ..., C)` with x's rank."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def _check_channels(op: str, x: Array, at_least: int, **vectors: Array) -> None:
+    """Check that x has enough axes, and that each vector has one entry a channel."""
+    require_float(op, x=x, **vectors)
+    require_rank(op, "x", x, at_least, "(N, ..., C)" if at_least == 2 else "(..., C)")
+    for name, vector in vectors.items():
+        require_shape(op, name, vector, x.shape[-1:], f"the channels of x {x.shape}")
