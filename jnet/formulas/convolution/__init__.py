@@ -79,7 +79,7 @@ def conv2d_forward(
     kernel = ALGORITHMS[rule.choose("forward", where, x.shape[-1], w.shape[-1], groups, algorithm)]
     out = kernel.forward(x, w.astype(x.dtype), where, groups)
     if b is not None:
-        out = out + b.astype(out.dtype)
+        out = out + b.astype(out.dtype).reshape(1, 1, 1, -1)
     return out.astype(x.dtype), Conv2dCache(x, w, b)
 
 

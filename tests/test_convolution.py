@@ -1,0 +1,181 @@
+"""conv2d: every algorithm against float64 autodiff of XLA's convolution, over the shapes that Hypothesis finds."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jnet.formulas.convolution import conv2d_backward, conv2d_forward
+from jnet.formulas.windows import geometry, pair
+
+EXACT = ("auto", "im2col", "xla")
+
+
+def reference(x, w, b, stride=1, padding="SAME", dilation=1, groups=1):
+    out = lax.conv_general_dilated(
+        x,
+        w,
+        pair(stride),
+        geometry("reference", x.shape[1:3], w.shape[:2], stride, padding, dilation).padding,
+        rhs_dilation=pair(dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return out if b is None else out + b.reshape(1, 1, 1, -1)
+
+
+def normal(seed, *shapes, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+
+
+def run(x, w, b, dout_seed, **static):
+    """Forward and backward in one compiled call: `(out, dx, dw, db)`."""
+
+    @jax.jit
+    def both(x, w, b):
+        out, cache = conv2d_forward(x, w, b, **static)
+        (dout,) = normal(dout_seed, out.shape, dtype=out.dtype)
+        return out, *conv2d_backward(dout, cache, **static)
+
+    return both(x, w, b)
+
+
+def oracle(x, w, b, dout_seed, **static):
+    """The same from autodiff in float64."""
+    static.pop("algorithm", None)
+
+    @jax.jit
+    def both(x, w, b):
+        out, vjp = jax.vjp(partial(reference, **static), x, w, b)
+        (dout,) = normal(dout_seed, out.shape)
+        return out, *vjp(dout)
+
+    return both(*(None if v is None else v.astype(jnp.float64) for v in (x, w, b)))
+
+
+def assert_close(got, want, tolerance):
+    for a, b in zip(got, want, strict=True):
+        if b is None:
+            assert a is None
+            continue
+        assert a.shape == b.shape
+        scale = np.max(np.abs(b), initial=0.0) + 1e-30
+        np.testing.assert_allclose(a.astype(jnp.float64) / scale, b / scale, rtol=0, atol=tolerance)
+
+
+sides = st.tuples(st.integers(0, 3), st.integers(0, 3))
+
+
+@st.composite
+def cases(draw):
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    channels = groups * draw(st.integers(1, 2))
+    filters = groups * draw(st.integers(1, 2))
+    window = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    size = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    static = {
+        "stride": draw(st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))),
+        "dilation": draw(st.one_of(st.integers(1, 2), st.tuples(st.integers(1, 3), st.integers(1, 2)))),
+        "padding": draw(
+            st.one_of(st.sampled_from(["SAME", "VALID"]), st.integers(0, 3), sides, st.tuples(sides, sides))
+        ),
+        "groups": groups,
+    }
+    try:
+        geometry("conv2d", size, window, static["stride"], static["padding"], static["dilation"])
+    except ValueError:
+        assume(False)
+    shapes = (draw(st.integers(0, 2)), *size, channels), (*window, channels // groups, filters)
+    return shapes, draw(st.booleans()), static
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(cases())
+def test_every_exact_algorithm_equals_autodiff(case):
+    shapes, bias, static = case
+    x, w = normal(0, *shapes)
+    b = normal(1, (shapes[1][-1],))[0] if bias else None
+    want = oracle(x, w, b, 2, **static)
+    for algorithm in ("im2col", "xla"):
+        assert_close(run(x, w, b, 2, algorithm=algorithm, **static), want, 1e-12)
+
+
+@pytest.mark.parametrize("algorithm", EXACT)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 5e-2), (jnp.float16, 1e-2)], ids=str
+)
+def test_dtypes(dtype, tolerance, algorithm):
+    x, w, b = normal(3, (2, 6, 5, 4), (3, 3, 2, 6), (6,))
+    x, w, b = x.astype(dtype), w.astype(jnp.float32), b.astype(jnp.float64)
+    got = run(x, w, b, 4, groups=2, stride=2, algorithm=algorithm)
+    assert [v.dtype for v in got] == [dtype, dtype, jnp.float32, jnp.float64]
+    assert_close(got, oracle(x, w, b, 4, groups=2, stride=2), tolerance)
+
+
+@pytest.mark.parametrize("algorithm", EXACT)
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=str)
+def test_low_precision_sums_are_kept_in_float32(dtype, algorithm):
+    # Ones added up in bfloat16 stop at 256, in float16 at 2048.
+    x, w = jnp.ones((1, 1, 2, 2048), dtype), jnp.ones((1, 2, 2048, 1), dtype)
+    out, _ = conv2d_forward(x, w, padding="VALID", algorithm=algorithm)
+    assert out.item() == 4096
+    x, w = jnp.ones((4, 32, 32, 1), dtype), jnp.ones((1, 1, 1, 1), dtype)
+    out, cache = conv2d_forward(x, w, jnp.zeros(1, dtype), algorithm=algorithm)
+    _, dw, db = conv2d_backward(jnp.ones_like(out), cache, algorithm=algorithm)
+    assert dw.item() == db.item() == 4096  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("algorithm", EXACT)
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16], ids=str)
+def test_the_backward_is_differentiable(dtype, algorithm):
+    x, w, dout, tangent = normal(5, (1, 5, 4, 2), (3, 2, 2, 2), (1, 3, 2, 2), (1, 5, 4, 2), dtype=dtype)
+    static = {"stride": 2, "algorithm": algorithm}
+
+    def dw(x, w):
+        return conv2d_backward(dout, conv2d_forward(x, w, **static)[1], **static)[1]
+
+    # dw is linear in x: its derivative along `tangent` is dw at `tangent`.
+    _, vjp = jax.vjp(lambda x: dw(x, w), x)
+    cotangent = jnp.ones_like(w)
+    np.testing.assert_allclose(
+        jnp.vdot(vjp(cotangent)[0], tangent).astype(jnp.float64),
+        jnp.vdot(cotangent, dw(tangent, w)).astype(jnp.float64),
+        rtol=1e-9 if dtype == jnp.float64 else 5e-2,
+    )
+
+
+X, W = (2, 6, 5, 4), (3, 3, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "static", "message"),
+    [
+        ((X[1:], W), {}, r"x has shape \(6, 5, 4\); it must be \(N, H, W, C\)"),
+        ((X, W[1:]), {}, r"w has shape \(3, 4, 6\); it must be \(HH, WW, C // groups, F\)"),
+        ((X, (3, 3, 3, 6)), {}, r"w has shape \(3, 3, 3, 6\); it must be \(3, 3, 4, 6\)"),
+        ((X, W, (5,)), {}, r"b has shape \(5,\); it must be \(6,\)"),
+        ((X, W), {"groups": 3}, "groups is 3; it must divide the 4 channels of x and the 6 filters of w"),
+        ((X, (9, 3, 4, 6)), {"padding": 1}, r"window \(9, 3\).* must fit into the padded image \(8, 7\)"),
+        ((X, W), {"stride": 0}, "stride is 0; it must be 1 or more"),
+        ((X, W), {"stride": (1, 2, 3)}, r"stride is \(1, 2, 3\); it must be an int or a pair of ints"),
+        ((X, W), {"dilation": -1}, "dilation is -1; it must be 1 or more"),
+        ((X, W), {"padding": "FULL"}, "padding is 'FULL'; it must be 'SAME', 'VALID', an int"),
+        ((X, W), {"padding": -1}, "padding is .*; it must be 0 or more on each side"),
+        ((X, W), {"algorithm": "fft"}, "algorithm is 'fft'; it must be one of auto, im2col"),
+    ],
+)
+def test_errors_name_the_argument(shapes, static, message):
+    with pytest.raises(ValueError, match=rf"^conv2d: {message}") as caught:
+        conv2d_forward(*normal(0, *shapes), **static)
+    assert "\n" not in str(caught.value)
+
+
+def test_integers_are_refused():
+    with pytest.raises(TypeError, match="conv2d: x has dtype int32; it must be a floating dtype"):
+        conv2d_forward(jnp.ones(X, jnp.int32), jnp.ones(W))
