@@ -2,22 +2,44 @@
 
 No mathematics lives here. An op takes its arguments by position or keyword, as its formula's forward does, and is
 differentiated by its formula's backward: under jit, vmap, grad of grad, `jax.checkpoint`, `lax.scan` and `shard_map`.
-Forward-mode differentiation (`jax.jvp`, `jax.hessian`) of a `custom_vjp` is a limitation of JAX: `jnet.reference` has the
-same functions without rules, and `jax.jacrev(jax.jacrev(f))` works here.
+Forward-mode differentiation (`jax.jvp`, `jax.hessian`) of a `custom_vjp` is a limitation of JAX: `jnet.reference` has
+the same functions without rules, and `jax.jacrev(jax.jacrev(f))` works here.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jnet.formulas import activation, affine as affine_, dropout as dropout_, loss, normalization
+from jnet import reference
+from jnet.formulas import activation, convolution, loss, normalization
+from jnet.formulas.affine import affine_backward, affine_forward
+from jnet.formulas.dropout import dropout_backward, dropout_forward
 
-__all__ = ["bind"]
+__all__ = [
+    "CATALOGUE",
+    "Entry",
+    "Sample",
+    "affine",
+    "batchnorm",
+    "batchnorm_inference",
+    "bind",
+    "conv2d",
+    "dropout",
+    "groupnorm",
+    "layernorm",
+    "leaky_relu",
+    "relu",
+    "sigmoid",
+    "softmax_cross_entropy",
+    "svm_loss",
+    "tanh",
+]
 
 
 @jax.tree_util.register_static
@@ -30,20 +52,25 @@ class _Like:
 
 
 def bind(
-    forward: Callable[..., Any], backward: Callable[..., Any], *, static: tuple[str, ...] = (), nondiff: tuple[str, ...] = ()
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    *,
+    static: tuple[str, ...] = (),
+    nondiff: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """Turn a formula's pair into a differentiable op.
 
     Args:
         forward: `forward(*arrays, **statics) -> (out, cache)`; the cache is a pytree of arrays.
-        backward: `backward(dout, cache, **statics) -> cotangents`: one for each differentiable array, in order, in a tuple
+        backward: `backward(dout, cache, **statics) -> cotangents`: one for each differentiable array, in order, in a
+        tuple
             (bare if there is only one). It takes as keywords those statics that it needs.
         static: names of the arguments that are hashable Python values (stride, padding, eps), never arrays.
         nondiff: names of the array arguments without a gradient (labels, random keys).
 
     Returns:
-        The op, with forward's signature and docstring. Each cotangent has the dtype of its own primal and, in `shard_map`,
-        is summed over the mesh axes on which it varies and its primal does not.
+        The op, with forward's signature and docstring. Each cotangent has the dtype of its own primal and, in
+        `shard_map`, is summed over the mesh axes on which it varies and its primal does not.
 
     >>> def double_forward(x):
     ...     return 2 * x, ()
@@ -87,8 +114,8 @@ def bind(
 
     op.__name__ = op.__qualname__ = name
     op.__module__ = __name__
-    op.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)  # pyright: ignore[reportAttributeAccessIssue]
-    return op
+    op.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)  # pyright:
+    ignore[reportAttributeAccessIssue] return op
 
 
 def _positional(signature: inspect.Signature) -> inspect.Signature:
@@ -101,7 +128,7 @@ def _hashable(op: str, name: str, value: Any) -> Any:
     """Return a static argument with lists turned into tuples; refuse arrays, which would silently get no gradient."""
     if isinstance(value, list | tuple):
         return tuple(_hashable(op, name, item) for item in value)
-    if hasattr(value, "shape") and not hasattr(value, "item") or isinstance(value, jax.Array):
+    if (hasattr(value, "shape") and not hasattr(value, "item")) or isinstance(value, jax.Array):
         raise TypeError(f"{op}: {name} is an array {value}; it must be a plain Python value, known while tracing")
     return value.item() if hasattr(value, "item") else value
 
@@ -125,3 +152,243 @@ def _match(cotangent: jax.Array | None, like: _Like | None) -> jax.Array | None:
     if missing := tuple(sorted(like.varying - varying)):
         cotangent = jax.lax.pcast(cotangent, missing, to="varying")
     return cotangent.astype(like.dtype)
+
+
+affine = bind(affine_forward, affine_backward)
+relu = bind(activation.relu_forward, activation.relu_backward)
+leaky_relu = bind(activation.leaky_relu_forward, activation.leaky_relu_backward, static=("negative_slope",))
+sigmoid = bind(activation.sigmoid_forward, activation.sigmoid_backward)
+tanh = bind(activation.tanh_forward, activation.tanh_backward)
+batchnorm = bind(normalization.batchnorm_forward, normalization.batchnorm_backward, static=("eps",))
+batchnorm_inference = bind(
+    normalization.batchnorm_inference_forward, normalization.batchnorm_inference_backward, static=("eps",)
+)
+layernorm = bind(normalization.layernorm_forward, normalization.layernorm_backward, static=("eps",))
+groupnorm = bind(normalization.groupnorm_forward, normalization.groupnorm_backward, static=("groups", "eps"))
+dropout = bind(dropout_forward, dropout_backward, static=("keep_prob",), nondiff=("key",))
+conv2d = bind(
+    convolution.conv2d_forward,
+    convolution.conv2d_backward,
+    static=("stride", "padding", "dilation", "groups", "algorithm"),
+)
+softmax_cross_entropy = bind(
+    loss.softmax_cross_entropy_forward, loss.softmax_cross_entropy_backward, nondiff=("labels",)
+)
+svm_loss = bind(loss.svm_loss_forward, loss.svm_loss_backward, static=("margin",), nondiff=("labels",))
+
+
+# The catalogue
+
+Maker = Callable[[np.random.Generator], Any]
+
+
+class Sample(NamedTuple):
+    """Arguments on which an op is tested: how to draw each array, and the statics."""
+
+    arrays: Mapping[str, Maker | None]
+    static: Mapping[str, Any] = {}
+
+
+class Entry(NamedTuple):
+    """All that there is to an op. Tests, benchmarks, `jnet check` and the documentation walk the entries."""
+
+    name: str
+    op: Callable[..., Any]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    reference: Callable[..., Any]
+    diff: tuple[str, ...]  # the arguments that have a gradient
+    samples: tuple[Sample, ...]
+    kinks: tuple[Sample, ...] = ()  # inputs at which a convention decides, the same in `reference`
+
+    def inputs(self, sample: Sample, seed: int = 0, dtype: Any = "float32") -> dict[str, Any]:
+        """Draw the sample's arrays, float ones in `dtype`."""
+        rng = np.random.default_rng(seed)
+        drawn = {name: None if make is None else make(rng) for name, make in sample.arrays.items()}
+        return {
+            name: jnp.asarray(value, dtype) if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+            for name, value in drawn.items()
+        }
+
+
+def normal(*shape: int) -> Maker:
+    """Draw standard normal entries."""
+    return lambda rng: rng.standard_normal(shape)
+
+
+def positive(*shape: int) -> Maker:
+    """Draw entries between 0.5 and 2."""
+    return lambda rng: rng.uniform(0.5, 2.0, shape)
+
+
+def labels(rows: int, classes: int) -> Maker:
+    """Draw class labels."""
+    return lambda rng: rng.integers(0, classes, rows, dtype=np.int32)
+
+
+def key() -> Maker:
+    """Draw a random key."""
+    return lambda rng: jax.random.key(int(rng.integers(2**31)))
+
+
+def exactly(values: Any) -> Maker:
+    """Take these values."""
+    return lambda rng: np.asarray(values)
+
+
+_ODD = {"x": normal(5, 3, 4, 6), "gamma": normal(6), "beta": normal(6)}
+_ROWS = {"x": normal(9, 7), "gamma": normal(7), "beta": normal(7)}
+_ONE = {"x": normal(1, 1), "gamma": normal(1), "beta": normal(1)}
+_CONSTANT = {"x": exactly(np.full((4, 2), 3.0)), "gamma": normal(2), "beta": normal(2)}
+_KINK = Sample({"x": exactly([[-1.0, -0.0, 0.0, 1e-30, -1e-30, 2.0]])})
+_ELEMENTWISE = (Sample({"x": normal(4, 7)}), Sample({"x": normal(2, 3, 5, 1)}), Sample({"x": normal(0, 3)}))
+
+CATALOGUE: tuple[Entry, ...] = (
+    Entry(
+        "affine",
+        affine,
+        affine_forward,
+        affine_backward,
+        reference.affine,
+        ("x", "w", "b"),
+        (
+            Sample({"x": normal(5, 7), "w": normal(7, 4), "b": normal(4)}),
+            Sample({"x": normal(3, 2, 4, 5), "w": normal(40, 6), "b": normal(6)}),
+            Sample({"x": normal(1, 1), "w": normal(1, 1), "b": normal(1)}),
+            Sample({"x": normal(0, 3), "w": normal(3, 2), "b": normal(2)}),
+        ),
+    ),
+    Entry(
+        "relu",
+        relu,
+        activation.relu_forward,
+        activation.relu_backward,
+        reference.relu,
+        ("x",),
+        _ELEMENTWISE,
+        (_KINK,),
+    ),
+    Entry(
+        "leaky_relu",
+        leaky_relu,
+        activation.leaky_relu_forward,
+        activation.leaky_relu_backward,
+        reference.leaky_relu,
+        ("x",),
+        (*_ELEMENTWISE, Sample({"x": normal(4, 7)}, {"negative_slope": 0.2})),
+        (_KINK,),
+    ),
+    Entry(
+        "sigmoid",
+        sigmoid,
+        activation.sigmoid_forward,
+        activation.sigmoid_backward,
+        reference.sigmoid,
+        ("x",),
+        _ELEMENTWISE,
+        (_KINK,),
+    ),
+    Entry(
+        "tanh", tanh, activation.tanh_forward, activation.tanh_backward, reference.tanh, ("x",), _ELEMENTWISE, (_KINK,)
+    ),
+    Entry(
+        "batchnorm",
+        batchnorm,
+        normalization.batchnorm_forward,
+        normalization.batchnorm_backward,
+        reference.batchnorm,
+        ("x", "gamma", "beta"),
+        (Sample(_ROWS), Sample(_ODD, {"eps": 1e-3}), Sample(_ONE)),
+        (Sample(_CONSTANT),),
+    ),
+    Entry(
+        "batchnorm_inference",
+        batchnorm_inference,
+        normalization.batchnorm_inference_forward,
+        normalization.batchnorm_inference_backward,
+        reference.batchnorm_inference,
+        ("x", "gamma", "beta", "mean", "var"),
+        (
+            Sample({**_ROWS, "mean": normal(7), "var": positive(7)}),
+            Sample({**_ODD, "mean": normal(6), "var": positive(6)}, {"eps": 1e-3}),
+        ),
+    ),
+    Entry(
+        "layernorm",
+        layernorm,
+        normalization.layernorm_forward,
+        normalization.layernorm_backward,
+        reference.layernorm,
+        ("x", "gamma", "beta"),
+        (Sample(_ROWS), Sample(_ODD, {"eps": 1e-3}), Sample(_ONE)),
+        (Sample(_CONSTANT),),
+    ),
+    Entry(
+        "groupnorm",
+        groupnorm,
+        normalization.groupnorm_forward,
+        normalization.groupnorm_backward,
+        reference.groupnorm,
+        ("x", "gamma", "beta"),
+        (Sample(_ODD, {"groups": 3}), Sample(_ROWS, {"groups": 1}), Sample(_ODD, {"groups": 6, "eps": 1e-3})),
+        (Sample(_CONSTANT, {"groups": 1}),),
+    ),
+    Entry(
+        "dropout",
+        dropout,
+        dropout_forward,
+        dropout_backward,
+        reference.dropout,
+        ("x",),
+        (
+            Sample({"x": normal(9, 7), "key": key()}, {"keep_prob": 0.7}),
+            Sample({"x": normal(2, 3, 5), "key": key()}, {"keep_prob": 1.0}),
+        ),
+    ),
+    Entry(
+        "conv2d",
+        conv2d,
+        convolution.conv2d_forward,
+        convolution.conv2d_backward,
+        reference.conv2d,
+        ("x", "w", "b"),
+        (
+            Sample({"x": normal(2, 7, 6, 3), "w": normal(3, 3, 3, 4), "b": normal(4)}),
+            Sample(
+                {"x": normal(2, 8, 7, 4), "w": normal(3, 2, 2, 6), "b": None},
+                {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2), "groups": 2},
+            ),
+            Sample(
+                {"x": normal(1, 5, 9, 3), "w": normal(2, 4, 1, 6), "b": normal(6)},
+                {"stride": 2, "padding": "VALID", "groups": 3},
+            ),
+            Sample({"x": normal(3, 6, 5, 5), "w": normal(1, 1, 5, 2), "b": normal(2)}, {"stride": 2}),
+        ),
+    ),
+    Entry(
+        "softmax_cross_entropy",
+        softmax_cross_entropy,
+        loss.softmax_cross_entropy_forward,
+        loss.softmax_cross_entropy_backward,
+        reference.softmax_cross_entropy,
+        ("logits",),
+        (
+            Sample({"logits": normal(6, 5), "labels": labels(6, 5)}),
+            Sample({"logits": normal(1, 1), "labels": labels(1, 1)}),
+        ),
+        (Sample({"logits": exactly([[2.0, 2.0, -1.0], [0.0, 0.0, 0.0]]), "labels": exactly([0, 2])}),),
+    ),
+    Entry(
+        "svm_loss",
+        svm_loss,
+        loss.svm_loss_forward,
+        loss.svm_loss_backward,
+        reference.svm_loss,
+        ("scores",),
+        (
+            Sample({"scores": normal(6, 5), "labels": labels(6, 5)}),
+            Sample({"scores": normal(3, 4), "labels": labels(3, 4)}, {"margin": 0.5}),
+        ),
+        (Sample({"scores": exactly([[2.0, 1.0, 3.0], [0.0, 0.0, 1.0]]), "labels": exactly([0, 2])}),),
+    ),
+)

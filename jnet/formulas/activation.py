@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from .precision import widen
-from .validate import require_float
+from jnet.formulas.precision import widen
+from jnet.formulas.validate import require_float
 
 __all__ = [
     "LeakyReluCache",
@@ -41,8 +41,9 @@ def relu_forward(x: Array) -> tuple[Array, ReluCache]:
 
     **Kept:** the mask $[x > 0]$, one byte an element where a copy of `x` takes four.
 
-    **At the kink** $x = 0$ any slope in [0, 1] is a subgradient; jnet takes 0, as torch and the course do. (`jnp.maximum` has 1/2.)
-    The gradient is selected, not multiplied: an infinite cotangent leaves 0 where the unit is off. NaN goes through forward.
+    **At the kink** $x = 0$ any slope in [0, 1] is a subgradient; jnet takes 0, as torch and the course do.
+    (`jnp.maximum` has 1/2.) The gradient is selected, not multiplied: an infinite cotangent leaves 0 where the unit
+    is off. NaN goes through forward.
 
     Reference: Nair & Hinton 2010, "Rectified linear units improve restricted Boltzmann machines".
     """
@@ -93,8 +94,8 @@ class SigmoidCache(NamedTuple):
 def sigmoid_forward(x: Array) -> tuple[Array, SigmoidCache]:
     r"""Logistic function, `1 / (1 + exp(-x))`, elementwise; right at any finite or infinite x.
 
-    **Forward.** $y = 1 / (1 + e^{-x})$. For $x < 0$ the exponential overflows, so numerator and denominator are multiplied
-    by $e^{x}$: with $z = e^{-|x|} \le 1$, $y = 1/(1+z)$ where $x \ge 0$ and $y = z/(1+z)$ where $x < 0$.
+    **Forward.** $y = 1 / (1 + e^{-x})$. For $x < 0$ the exponential overflows, so numerator and denominator are
+    multiplied by $e^{x}$: with $z = e^{-|x|} \le 1$, $y = 1/(1+z)$ where $x \ge 0$ and $y = z/(1+z)$ where $x < 0$.
 
     **Backward.** Write $y = (1+e^{-x})^{-1}$:
 

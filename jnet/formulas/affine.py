@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from .precision import accumulator
-from .validate import require_float, require_rank, require_shape
+from jnet.formulas.precision import accumulator
+from jnet.formulas.validate import require_float, require_rank, require_shape
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
@@ -26,14 +26,15 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
 
     $$ y_{nm} = \sum_d X_{nd}\, w_{dm} + b_m, \qquad Y = X w + 1 b^\top. $$
 
-    **Backward.** Let $g = \partial L / \partial y$. An entry of $x$ touches only its own row of $y$, an entry of $w$ only
-    its own column, and an entry of $b$ a whole column with weight one. By the chain rule
+    **Backward.** Let $g = \partial L / \partial y$. An entry of $x$ touches only its own row of $y$, an entry of $w$
+    only its own column, and an entry of $b$ a whole column with weight one. By the chain rule
 
     $$ \bar X_{nd} = \sum_m g_{nm} \frac{\partial y_{nm}}{\partial X_{nd}} = \sum_m g_{nm} w_{dm}, \qquad
        \bar w_{dm} = \sum_n g_{nm} X_{nd}, \qquad \bar b_m = \sum_n g_{nm}, $$
 
-    which in matrices reads $\bar X = g\,w^\top$, $\bar w = X^\top g$, $\bar b = g^\top 1$: the sums run over the index that
-    the gradient does not have. Only these products have the right shapes, a check worth making before any other.
+    which in matrices reads $\bar X = g\,w^\top$, $\bar w = X^\top g$, $\bar b = g^\top 1$: the sums run over the
+    index that the gradient does not have. Only these products have the right shapes, a check worth making before any
+    other.
 
     **Kept:** `x` and `w`, which the caller holds anyway; `b` is not needed. The two products of the backward pass cost
     twice the forward's $NDM$ multiply-adds.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .validate import require, require_float
+from jnet.formulas.validate import require, require_float
 
 __all__ = ["DropoutCache", "dropout_backward", "dropout_forward"]
 
@@ -20,15 +20,15 @@ class DropoutCache(NamedTuple):
 def dropout_forward(x: Array, key: Array, *, keep_prob: float) -> tuple[Array, DropoutCache]:
     r"""Keep each element of `x` with probability `keep_prob` and scale it by `1 / keep_prob`; zero the others.
 
-    **Forward.** Draw $u \sim U[0, 1)$ an element, independent of $x$; $m = [u < p]$; $y = m\,x / p$. Since $E[m] = p$, the
-    expectation of $y$ is $x$, and nothing needs to be scaled at test time ("inverted" dropout).
+    **Forward.** Draw $u \sim U[0, 1)$ an element, independent of $x$; $m = [u < p]$; $y = m\,x / p$. Since $E[m] =
+    p$, the expectation of $y$ is $x$, and nothing needs to be scaled at test time ("inverted" dropout).
 
     **Backward.** $m$ does not depend on $x$, so $y$ is linear in $x$ with slope $m/p$:
 
     $$ \bar x = g\, m / p. $$
 
-    **Kept:** the mask as booleans, one byte an element; drawing it again from the key would cost more time than reading it.
-    Both passes select and never multiply by zero: a dropped inf or NaN leaves 0.
+    **Kept:** the mask as booleans, one byte an element; drawing it again from the key would cost more time than
+    reading it. Both passes select and never multiply by zero: a dropped inf or NaN leaves 0.
 
     Reference: Srivastava et al. 2014, JMLR 15:1929.
 

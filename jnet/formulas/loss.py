@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from .precision import widen
-from .validate import require, require_float, require_labels
+from jnet.formulas.precision import widen
+from jnet.formulas.validate import require, require_float, require_labels
 
 __all__ = [
     "SoftmaxCrossEntropyCache",
@@ -30,21 +30,23 @@ class SoftmaxCrossEntropyCache(NamedTuple):
 def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, SoftmaxCrossEntropyCache]:
     r"""Mean over the rows of `logits: (N, C)` of the negative log-probability of the row's label.
 
-    **Forward.** With $p_j = e^{s_j} / \sum_k e^{s_k}$ the loss of a row is $\ell = -\log p_y$. Let $k$ be the first largest
-    logit, $z_j = s_j - s_k \le 0$; nothing overflows in
+    **Forward.** With $p_j = e^{s_j} / \sum_k e^{s_k}$ the loss of a row is $\ell = -\log p_y$. Let $k$ be the first
+    largest logit, $z_j = s_j - s_k \le 0$; nothing overflows in
 
     $$ \ell = (s_k - s_y) + \log\Bigl(1 + \sum_{j \ne k} e^{z_j}\Bigr), \qquad L = \frac1N \sum_n \ell_n, $$
 
     and `log1p` keeps a loss far below the rounding of 1. A logit of $-\infty$ in another class is a masked class.
 
-    **Backward.** $\ell = \log \sum_k e^{s_k} - s_y$, and $\partial \log \sum_k e^{s_k} / \partial s_j = e^{s_j} / \sum_k e^{s_k} = p_j$:
+    **Backward.** $\ell = \log \sum_k e^{s_k} - s_y$, and $\partial \log \sum_k e^{s_k} / \partial s_j = e^{s_j} /
+    \sum_k e^{s_k} = p_j$:
 
     $$ \frac{\partial \ell}{\partial s_j} = p_j - [j = y], \qquad \bar s_{nj} = \frac{g}{N}\,(p_{nj} - [j = y_n]). $$
 
-    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. The gradient of a row sums to zero (adding a constant to a row
-    does not change its loss), so the entry is computed as $-\sum_{j \ne y} p_j$, which keeps every digit.
+    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. The gradient of a row sums to zero (adding a constant
+    to a row does not change its loss), so the entry is computed as $-\sum_{j \ne y} p_j$, which keeps every digit.
 
-    **Kept:** the logits, an alias of the caller's array, with two numbers a row; the probabilities are one exponential to rebuild.
+    **Kept:** the logits, an alias of the caller's array, with two numbers a row; the probabilities are one
+    exponential to rebuild.
 
     A label outside [0, C) makes the loss, and its own row of the gradient, NaN. An empty batch has loss NaN.
 
@@ -64,7 +66,7 @@ def softmax_cross_entropy_backward(dout: Array, cache: SoftmaxCrossEntropyCache)
 
 
 def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Return each row's loss `(N,)` with its `peak` and `log_sum`, `(N, 1)`: what the means over rows or steps share."""
+    """Return each row's loss `(N,)`, and its `peak` and `log_sum`, `(N, 1)`: what means over rows or steps share."""
     index, inside, scores = _prepare(op, "logits", logits, labels)
     first = _is_class(jnp.argmax(scores, axis=1), scores)
     peak = _pick(scores, first)
@@ -97,15 +99,15 @@ def svm_loss_forward(scores: Array, labels: Array, *, margin: float = 1.0) -> tu
 
     **Forward.** $\ell = \sum_{j \ne y} \max(0,\; s_j - s_y + \Delta)$, $L = \frac1N \sum_n \ell_n$.
 
-    **Backward.** A term is active where $v_j = [\,j \ne y,\; s_j - s_y + \Delta > 0\,]$; it then moves with slope 1 in $s_j$ and $-1$
-    in $s_y$. Collecting what reaches $s_y$ from all active terms,
+    **Backward.** A term is active where $v_j = [\,j \ne y,\; s_j - s_y + \Delta > 0\,]$; it then moves with slope 1
+    in $s_j$ and $-1$ in $s_y$. Collecting what reaches $s_y$ from all active terms,
 
     $$ \bar s_j = \frac gN\, v_j \quad (j \ne y), \qquad \bar s_y = -\frac gN \sum_j v_j. $$
 
     **Kept:** $v$ as booleans and the labels.
 
-    **At the kink**, a margin of exactly 0, the term is not active. A label outside [0, C) makes the loss, and its own row
-    of the gradient, NaN. An empty batch has loss NaN.
+    **At the kink**, a margin of exactly 0, the term is not active. A label outside [0, C) makes the loss, and its own
+    row of the gradient, NaN. An empty batch has loss NaN.
 
     Reference: Weston & Watkins 1999, "Support vector machines for multi-class pattern recognition".
 
@@ -140,7 +142,7 @@ def _prepare(op: str, name: str, scores: Array, labels: Array) -> tuple[Array, A
 
 
 def class_index(labels: Array, num_classes: int) -> tuple[Array, Array]:
-    """Return the labels as int32 and whether each is in [0, C): compared first, since a cast could wrap one into range."""
+    """Return the labels as int32 and whether each is in [0, C): compared before the cast, which could wrap."""
     last = min(num_classes - 1, int(jnp.iinfo(labels.dtype).max))
     inside = (labels >= 0) & (labels <= last)
     return jnp.where(inside, labels, 0).astype(jnp.int32), inside
@@ -152,5 +154,5 @@ def _is_class(index: Array, scores: Array) -> Array:
 
 
 def _pick(scores: Array, here: Array) -> Array:
-    """Return the one score of each row that `here` marks, (N, 1); selected, so that infinities elsewhere do not matter."""
+    """Return the one score of each row that `here` marks, (N, 1); selected, so infinities elsewhere do not matter."""
     return jnp.sum(jnp.where(here, scores, 0.0), axis=1, keepdims=True)

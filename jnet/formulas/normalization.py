@@ -1,7 +1,8 @@
 """Batch, layer and group normalization.
 
 All three subtract a mean and divide by a deviation; they differ in the axes that share one mean: all but the last
-(batch), the last (layer), the positions and the channels of a group (group). One derivation serves: `batchnorm_forward`.
+(batch), the last (layer), the positions and the channels of a group (group). One derivation serves:
+`batchnorm_forward`.
 """
 
 import math
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from .precision import widen
-from .validate import require, require_float, require_rank, require_shape
+from jnet.formulas.precision import widen
+from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
 __all__ = [
     "BatchnormCache",
@@ -53,9 +54,9 @@ def batchnorm_forward(
     The outputs are $y$, $m$ and $v$ (biased). The variance is summed in a second pass over $x - m$: the shortcut
     $\langle x^2\rangle - m^2$ cancels where the mean is large against the deviation.
 
-    **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be the cotangents of the
-    outputs. $\gamma$ and $\beta$ enter linearly: $\bar\gamma = \sum_i g_i h_i$, $\bar\beta = \sum_i g_i$. Let $n_i = \gamma g_i$ be the
-    cotangent of $h_i$. Then, each intermediate's total derivative in turn:
+    **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be
+    the cotangents of the outputs. $\gamma$ and $\beta$ enter linearly: $\bar\gamma = \sum_i g_i h_i$, $\bar\beta =
+    \sum_i g_i$. Let $n_i = \gamma g_i$ be the cotangent of $h_i$. Then, each intermediate's total derivative in turn:
 
     1. $h_i = (x_i-m)\,r$ reaches $r$: $\bar r = \sum_i n_i (x_i-m) = \tfrac1r \sum_i n_i h_i$.
     2. $r = (v+\epsilon)^{-1/2}$ has $dr/dv = -\tfrac12 r^3$: $\bar v = \nu - \tfrac12 r^2\sum_j n_j h_j$.
@@ -68,13 +69,17 @@ def batchnorm_forward(
     $$ \bar x_i = r\,\bigl(n_i - \langle n\rangle - h_i\langle n h\rangle\bigr) + \tfrac1M\mu + \tfrac2M (x_i - m)\,\nu : $$
 
     the gradient less its components along the constants and along $h$, the two directions that normalisation removes.
-    $\langle n\rangle = \gamma\bar\beta/M$ and $\langle nh\rangle = \gamma\bar\gamma/M$, so the parameters' gradients are the only sums needed.
+    $\langle n\rangle = \gamma\bar\beta/M$ and $\langle nh\rangle = \gamma\bar\gamma/M$, so the parameters' gradients
+    are the only sums needed.
 
-    **Kept:** `x`, and `mean`, `rstd`, `gamma` a channel. $h$ is one multiply-add to rebuild and a whole activation to store.
+    **Kept:** `x`, and `mean`, `rstd`, `gamma` a channel. $h$ is one multiply-add to rebuild and a whole activation to
+    store.
 
-    A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and variance 0.
+    A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and
+    variance 0.
 
-    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of CS231n.
+    Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of
+    CS231n.
 
     Returns `(out, mean, var)`, out in x's dtype, mean and var float32 or wider, and the cache.
     """
@@ -153,10 +158,12 @@ def batchnorm_inference_forward(
 ) -> tuple[Array, BatchnormInferenceCache]:
     r"""Normalise `x: (N, ..., C)` by a given mean and variance `(C,)`: batch normalization at test time.
 
-    **Forward.** $r = (v+\epsilon)^{-1/2}$, $h_i = (x_i - m)\,r$, $y_i = \gamma h_i + \beta$, with $m$ and $v$ now inputs.
+    **Forward.** $r = (v+\epsilon)^{-1/2}$, $h_i = (x_i - m)\,r$, $y_i = \gamma h_i + \beta$, with $m$ and $v$ now
+    inputs.
 
-    **Backward.** Nothing but $h_i$ depends on $x_i$ any more: $\bar x_i = \gamma r\, g_i$. As before $\bar\gamma = \sum_i g_i h_i$ and
-    $\bar\beta = \sum_i g_i$; the mean enters with slope $-\gamma r$ and the variance through $dr/dv = -\tfrac12 r^3$:
+    **Backward.** Nothing but $h_i$ depends on $x_i$ any more: $\bar x_i = \gamma r\, g_i$. As before $\bar\gamma =
+    \sum_i g_i h_i$ and $\bar\beta = \sum_i g_i$; the mean enters with slope $-\gamma r$ and the variance through
+    $dr/dv = -\tfrac12 r^3$:
 
     $$ \bar m = -\gamma r\,\bar\beta, \qquad \bar v = -\tfrac12\gamma r^2\,\bar\gamma. $$
 
@@ -197,17 +204,18 @@ class LayernormCache(NamedTuple):
 def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5) -> tuple[Array, LayernormCache]:
     r"""Normalise each row of `x: (..., C)` over its last axis, then scale and shift by `(C,)` vectors.
 
-    **Forward.** Per row, over its $C$ entries, $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r = (v+\epsilon)^{-1/2}$,
-    $h = (x-m)\,r$, $y = \gamma h + \beta$.
+    **Forward.** Per row, over its $C$ entries, $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r =
+    (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$, $y = \gamma h + \beta$.
 
-    **Backward.** $\gamma$ and $\beta$ are shared by the rows: $\bar\gamma = \sum_\text{rows} g h$, $\bar\beta = \sum_\text{rows} g$. Let
-    $n = \gamma g$ be the cotangent of $h$. Both $m$ and $r$ move with every entry of the row: steps 1 to 5 of
-    `batchnorm_forward`, with the mean now over the row and no cotangents of $m$ and $v$ from outside, give
+    **Backward.** $\gamma$ and $\beta$ are shared by the rows: $\bar\gamma = \sum_\text{rows} g h$, $\bar\beta =
+    \sum_\text{rows} g$. Let $n = \gamma g$ be the cotangent of $h$. Both $m$ and $r$ move with every entry of the
+    row: steps 1 to 5 of `batchnorm_forward`, with the mean now over the row and no cotangents of $m$ and $v$ from
+    outside, give
 
     $$ \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr). $$
 
-    The difference from batch normalization: $\gamma$ varies along the axis of the mean, so it stays inside $\langle\cdot\rangle$,
-    and the two means are no by-product of $\bar\gamma$ and $\bar\beta$.
+    The difference from batch normalization: $\gamma$ varies along the axis of the mean, so it stays inside
+    $\langle\cdot\rangle$, and the two means are no by-product of $\bar\gamma$ and $\bar\beta$.
 
     **Kept:** `x`, with `mean` and `rstd` a row. $h$ is one multiply-add to rebuild and a whole activation to store.
 
@@ -244,11 +252,12 @@ def groupnorm_forward(
 ) -> tuple[Array, GroupnormCache]:
     r"""Normalise `x: (N, ..., C)` an example and a group of C / groups contiguous channels at a time.
 
-    **Forward.** See `x` as $(N, S, G, C/G)$, $S$ positions and $G$ groups. Over the $S\,C/G$ entries of an example's group:
-    $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r = (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$; then $y = \gamma h + \beta$ a channel.
+    **Forward.** See `x` as $(N, S, G, C/G)$, $S$ positions and $G$ groups. Over the $S\,C/G$ entries of an example's
+    group: $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r = (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$; then $y =
+    \gamma h + \beta$ a channel.
 
-    **Backward.** Steps 1 to 5 of `batchnorm_forward` with the mean over a group. $\gamma$ varies inside the group and is shared
-    by examples and positions:
+    **Backward.** Steps 1 to 5 of `batchnorm_forward` with the mean over a group. $\gamma$ varies inside the group and
+    is shared by examples and positions:
 
     $$ n = \gamma g, \qquad \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr), \qquad
        \bar\gamma = \sum_{N, S} g h, \qquad \bar\beta = \sum_{N, S} g. $$

@@ -1,0 +1,375 @@
+"""Layers: pairs of pure functions over parameter pytrees, and the combinators that make a network of them.
+
+A layer holds parameters; the derivatives are its op's. `init` makes what it needs, `apply` uses it:
+
+>>> import jax, jax.numpy as jnp
+>>> layer = serial(affine(8), relu(), affine(3))
+>>> params, state, shape = layer.init(jax.random.key(0), (5,))
+>>> out, state = layer.apply(params, state, jnp.ones((2, 5)))
+>>> out.shape, shape, sorted(params)
+((2, 3), (3,), ['00_affine', '02_affine'])
+
+A layer of your own is one function that returns a `Layer`; nothing is registered anywhere.
+"""
+
+import contextvars
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jnet import custom_vjp
+from jnet.formulas.validate import require
+from jnet.formulas.windows import Padding, pair
+
+__all__ = [
+    "Layer",
+    "affine",
+    "avg_pool2d",
+    "batchnorm",
+    "conv2d",
+    "dropout",
+    "flatten",
+    "global_avg_pool",
+    "groupnorm",
+    "layernorm",
+    "leaky_relu",
+    "max_pool2d",
+    "relu",
+    "residual",
+    "serial",
+    "sigmoid",
+    "tanh",
+    "with_ops",
+]
+
+Params = Any  # a pytree of arrays
+State = Any  # a pytree of arrays: running statistics
+Shape = tuple[int, ...]
+
+
+class Layer(NamedTuple):
+    """A layer: how to make its parameters, how to apply it, and what it is."""
+
+    init: Callable[..., tuple[Params, State, Shape]]
+    """`init(key, input_shape) -> (params, state, output_shape)`, shapes without the batch axis."""
+    apply: Callable[..., tuple[Array, State]]
+    """`apply(params, state, x, *, train=False, key=None) -> (out, state)`; `key` feeds dropout when training."""
+    name: str = "layer"
+    """What kind of layer it is: the word in the parameters' paths."""
+    hyper: Mapping[str, Any] = {}
+    """The hyper-parameters it was made with, for summaries."""
+    children: Mapping[str, "Layer"] = {}
+    """The layers it is made of, by the key of their parameters."""
+
+
+_OPS: contextvars.ContextVar[Any] = contextvars.ContextVar("jnet_ops", default=custom_vjp)
+
+
+def with_ops(layer: Layer, ops: ModuleType) -> Layer:
+    """Return the same layer evaluated on another module of ops: `with_ops(model, jnet.reference)` is the plain twin.
+
+    `ops` has the names of `jnet.custom_vjp`. The seam is in the returned layer alone; parameters are interchangeable.
+    """
+
+    def apply(params, state, x, *, train=False, key=None):
+        token = _OPS.set(ops)
+        try:
+            return layer.apply(params, state, x, train=train, key=key)
+        finally:
+            _OPS.reset(token)
+
+    return layer._replace(apply=apply)
+
+
+# Layers with weights
+
+
+def affine(features: int, *, weight_scale: float | None = None) -> Layer:
+    """Fully connected layer: `(d1, ..., dk) -> (features,)`, trailing axes flattened; parameters `w, b`.
+
+    Weights are normal with deviation `weight_scale`, by default He's sqrt(2 / fan_in) (He et al. 2015,
+    arXiv:1502.01852).
+    """
+    require(features > 0, f"affine: features is {features}; it must be at least 1")
+
+    def init(key, shape):
+        size = math.prod(shape)
+        w = _normal(key, (size, features), size, weight_scale)
+        return {"w": w, "b": jnp.zeros(features, jnp.float32)}, {}, (features,)
+
+    def apply(params, state, x, *, train=False, key=None):
+        del train, key
+        return _OPS.get().affine(x, params["w"], params["b"]), state
+
+    return Layer(init, apply, "affine", {"features": features})
+
+
+def conv2d(
+    features: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    use_bias: bool = True,
+    *,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    weight_scale: float | None = None,
+    algorithm: str = "auto",
+) -> Layer:
+    """Convolution of NHWC images: `(H, W, C) -> (OH, OW, features)`; parameters `w` (HH, WW, C / groups, features), `b`.
+
+    Weights are normal with deviation `weight_scale`, by default He's sqrt(2 / fan_in). The other arguments are those of
+    `custom_vjp.conv2d`.
+    """
+    require(features > 0, f"conv2d: features is {features}; it must be at least 1")
+    static = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "algorithm": algorithm}
+
+    def init(key, shape):
+        require(len(shape) == 3, f"conv2d: the input shape is {shape}; it must be (H, W, C)")
+        window = (*pair(kernel_size), shape[-1] // groups)
+        params = {"w": _normal(key, (*window, features), math.prod(window), weight_scale)}
+        if use_bias:
+            params["b"] = jnp.zeros(features, jnp.float32)
+        return params, {}, _output_shape(lambda x: apply(params, {}, x)[0], shape)
+
+    def apply(params, state, x, *, train=False, key=None):
+        del train, key
+        return _OPS.get().conv2d(x, params["w"], params.get("b"), **static), state
+
+    return Layer(
+        init, apply, "conv2d", {"features": features, "kernel_size": kernel_size, "use_bias": use_bias, **static}
+    )
+
+
+# Normalization
+
+
+def batchnorm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
+    """Batch normalization over all axes but the last; parameters `gamma, beta`, state `mean, var`.
+
+    In training the batch is normalised by its own statistics, and `running = momentum * running + (1 - momentum) *
+    batch` with the biased variance; otherwise by the running ones. Statistics are float32 or wider.
+    """
+    require(0.0 <= momentum <= 1.0, f"batchnorm: momentum is {momentum}; it must be in [0, 1]")
+
+    def init(key, shape):
+        del key
+        channels = shape[-1:]
+        state = {"mean": jnp.zeros(channels, jnp.float32), "var": jnp.ones(channels, jnp.float32)}
+        return _scale_and_shift(channels), state, shape
+
+    def apply(params, state, x, *, train=False, key=None):
+        del key
+        gamma, beta = params["gamma"], params["beta"]
+        if not train:
+            return _OPS.get().batchnorm_inference(x, gamma, beta, state["mean"], state["var"], eps=eps), state
+        out, mean, var = _OPS.get().batchnorm(x, gamma, beta, eps=eps)
+        return out, running_statistics(state, mean, var, momentum)
+
+    return Layer(init, apply, "batchnorm", {"momentum": momentum, "eps": eps})
+
+
+def running_statistics(state: State, mean: Array, var: Array, momentum: float) -> State:
+    """Return the running mean and variance moved towards a batch's, which are constants to the gradient."""
+    batch = {"mean": mean, "var": var}
+    return jax.tree.map(
+        lambda running, new: momentum * running + (1 - momentum) * jax.lax.stop_gradient(new).astype(running.dtype),
+        state,
+        batch,
+    )
+
+
+def layernorm(eps: float = 1e-5) -> Layer:
+    """Layer normalization over the last axis; parameters `gamma, beta`."""
+
+    def init(key, shape):
+        del key
+        return _scale_and_shift(shape[-1:]), {}, shape
+
+    def apply(params, state, x, *, train=False, key=None):
+        del train, key
+        return _OPS.get().layernorm(x, params["gamma"], params["beta"], eps=eps), state
+
+    return Layer(init, apply, "layernorm", {"eps": eps})
+
+
+def groupnorm(groups: int, eps: float = 1e-5) -> Layer:
+    """Group normalization, `groups` groups of contiguous channels; parameters `gamma, beta`."""
+
+    def init(key, shape):
+        del key
+        divides = groups > 0 and shape[-1] % groups == 0
+        require(divides, f"groupnorm: groups is {groups}; it must divide the {shape[-1]} channels of the input {shape}")
+        return _scale_and_shift(shape[-1:]), {}, shape
+
+    def apply(params, state, x, *, train=False, key=None):
+        del train, key
+        return _OPS.get().groupnorm(x, params["gamma"], params["beta"], groups=groups, eps=eps), state
+
+    return Layer(init, apply, "groupnorm", {"groups": groups, "eps": eps})
+
+
+# Layers without parameters
+
+
+def relu() -> Layer:
+    """`max(x, 0)`."""
+    return _plain("relu", lambda x: _OPS.get().relu(x))
+
+
+def leaky_relu(negative_slope: float = 0.01) -> Layer:
+    """`x` where positive, else `negative_slope * x`."""
+    return _plain("leaky_relu", lambda x: _OPS.get().leaky_relu(x, negative_slope), negative_slope=negative_slope)
+
+
+def sigmoid() -> Layer:
+    """Logistic function."""
+    return _plain("sigmoid", lambda x: _OPS.get().sigmoid(x))
+
+
+def tanh() -> Layer:
+    """Hyperbolic tangent."""
+    return _plain("tanh", lambda x: _OPS.get().tanh(x))
+
+
+def max_pool2d(
+    window: int | Sequence[int] = 2,
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+    dilation: int | Sequence[int] = 1,
+) -> Layer:
+    """Max-pooling of NHWC images; the arguments are those of `custom_vjp.max_pool2d`."""
+    static = {"window": window, "stride": stride, "padding": padding, "dilation": dilation}
+    return _plain("max_pool2d", lambda x: _OPS.get().max_pool2d(x, **static), **static)
+
+
+def avg_pool2d(
+    window: int | Sequence[int] = 2,
+    stride: int | Sequence[int] | None = None,
+    padding: Padding = "VALID",
+    count_include_pad: bool = True,
+) -> Layer:
+    """Average-pooling of NHWC images; the arguments are those of `custom_vjp.avg_pool2d`."""
+    static = {"window": window, "stride": stride, "padding": padding, "count_include_pad": count_include_pad}
+    return _plain("avg_pool2d", lambda x: _OPS.get().avg_pool2d(x, **static), **static)
+
+
+def global_avg_pool() -> Layer:
+    """Mean over the image: `(H, W, C) -> (C,)`."""
+    return _plain("global_avg_pool", lambda x: _OPS.get().avg_pool2d(x, x.shape[1:3])[:, 0, 0, :])
+
+
+def flatten() -> Layer:
+    """`(d1, ..., dk) -> (d1 * ... * dk,)`."""
+    return _plain("flatten", lambda x: x.reshape(x.shape[0], math.prod(x.shape[1:])))
+
+
+def dropout(keep_prob: float) -> Layer:
+    """Inverted dropout: in training each unit is kept with probability `keep_prob`, in (0, 1]; otherwise the identity."""
+    require(0.0 < keep_prob <= 1.0, f"dropout: keep_prob is {keep_prob}; it must be in (0, 1]")
+
+    def init(key, shape):
+        del key
+        return {}, {}, shape
+
+    def apply(params, state, x, *, train=False, key=None):
+        del params
+        if not train or keep_prob == 1.0:
+            return x, state
+        require(key is not None, "dropout: key is None; it must be a random key when train=True")
+        return _OPS.get().dropout(x, key, keep_prob), state
+
+    return Layer(init, apply, "dropout", {"keep_prob": keep_prob})
+
+
+# Combinators
+
+
+def serial(*layers: Layer) -> Layer:
+    """Apply `layers` one after the other.
+
+    Parameters and state are dicts keyed by position and kind, `00_conv2d, 01_batchnorm, ...`; a child that has none
+    has no entry. Each child gets a key of its own.
+    """
+    children = {f"{position:02d}_{layer.name}": layer for position, layer in enumerate(layers)}
+
+    def init(key, shape):
+        params, state = {}, {}
+        for position, (name, layer) in enumerate(children.items()):
+            params[name], state[name], shape = layer.init(jax.random.fold_in(key, position), shape)
+        return _occupied(params), _occupied(state), shape
+
+    def apply(params, state, x, *, train=False, key=None):
+        new_state = {}
+        for position, (name, layer) in enumerate(children.items()):
+            own_key = None if key is None else jax.random.fold_in(key, position)
+            x, new_state[name] = layer.apply(params.get(name, {}), state.get(name, {}), x, train=train, key=own_key)
+        return x, _occupied(new_state)
+
+    return Layer(init, apply, "serial", {}, children)
+
+
+def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
+    """`body(x) + shortcut(x)`, the shortcut being the identity unless given; keys `body`, `shortcut`.
+
+    Reference: He, Zhang, Ren & Sun 2015, arXiv:1512.03385.
+    """
+    children = {"body": body} if shortcut is None else {"body": body, "shortcut": shortcut}
+
+    def init(key, shape):
+        params, state, shapes = {}, {}, {"shortcut": shape}
+        for position, (name, layer) in enumerate(children.items()):
+            params[name], state[name], shapes[name] = layer.init(jax.random.fold_in(key, position), shape)
+        fits = shapes["body"] == shapes["shortcut"]
+        require(fits, f"residual: body gives {shapes['body']}; it must give {shapes['shortcut']}, as the shortcut does")
+        return _occupied(params), _occupied(state), shapes["body"]
+
+    def apply(params, state, x, *, train=False, key=None):
+        out, new_state = {"shortcut": x}, {}
+        for position, (name, layer) in enumerate(children.items()):
+            own_key = None if key is None else jax.random.fold_in(key, position)
+            out[name], new_state[name] = layer.apply(
+                params.get(name, {}), state.get(name, {}), x, train=train, key=own_key
+            )
+        return out["body"] + out["shortcut"], _occupied(new_state)
+
+    return Layer(init, apply, "residual", {}, children)
+
+
+def _plain(name: str, function: Callable[[Array], Array], **hyper: Any) -> Layer:
+    """Make a layer without parameters or state of a function of the input alone."""
+
+    def init(key, shape):
+        del key
+        return {}, {}, _output_shape(function, shape)
+
+    def apply(params, state, x, *, train=False, key=None):
+        del params, train, key
+        return function(x), state
+
+    return Layer(init, apply, name, hyper)
+
+
+def _output_shape(function: Callable[[Array], Array], shape: Shape) -> Shape:
+    """Return the shape of one result, without running anything."""
+    return jax.eval_shape(function, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
+
+
+def _normal(key: Array, shape: Shape, fan_in: int, deviation: float | None) -> Array:
+    """Return normal weights of the given deviation, by default He's for a layer followed by relu."""
+    deviation = math.sqrt(2.0 / max(fan_in, 1)) if deviation is None else deviation
+    return deviation * jax.random.normal(key, shape, jnp.float32)
+
+
+def _scale_and_shift(channels: Shape) -> Params:
+    return {"gamma": jnp.ones(channels, jnp.float32), "beta": jnp.zeros(channels, jnp.float32)}
+
+
+def _occupied(tree: dict[str, Any]) -> dict[str, Any]:
+    """Drop the children that hold nothing, so that a checkpoint's paths are those of arrays."""
+    return {name: child for name, child in tree.items() if child}

@@ -1,0 +1,177 @@
+"""The plain twins: each op of `jnet.custom_vjp` again, in jax.numpy without rules, differentiated by JAX itself.
+
+They are the oracle of the tests, the rival in the benchmarks, and the way to forward-mode derivatives (`jax.jvp`,
+`jax.hessian`). They are written for plainness, not for speed, and share no code with `jnet.formulas`. Same names and
+signatures as the ops; `jnet.layers.with_ops(model, jnet.reference)` runs a whole model on them.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+__all__ = [
+    "affine",
+    "avg_pool2d",
+    "batchnorm",
+    "batchnorm_inference",
+    "conv2d",
+    "dropout",
+    "groupnorm",
+    "layernorm",
+    "leaky_relu",
+    "max_pool2d",
+    "relu",
+    "sigmoid",
+    "softmax_cross_entropy",
+    "svm_loss",
+    "tanh",
+]
+
+
+def affine(x, w, b):
+    """Rows of x, flattened, times w, plus b."""
+    return _low(x.reshape(x.shape[0], math.prod(x.shape[1:])) @ w.astype(x.dtype) + b.astype(x.dtype)[None, :], x)
+
+
+def relu(x):
+    """`max(x, 0)`, with slope 0 at 0."""
+    return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
+
+
+def leaky_relu(x, negative_slope=0.01):
+    """`x` where positive, else `negative_slope * x`."""
+    return jnp.where(x > 0, x, negative_slope * x)
+
+
+def sigmoid(x):
+    """Logistic function."""
+    return jnp.exp(-jnp.logaddexp(jnp.zeros((), x.dtype), -x))
+
+
+def tanh(x):
+    """Hyperbolic tangent."""
+    return jnp.tanh(x)
+
+
+def batchnorm(x, gamma, beta, eps=1e-5):
+    """Normalise over all axes but the last; return (out, mean, var)."""
+    wide, axes = _wide(x), tuple(range(x.ndim - 1))
+    mean = jnp.mean(wide, axis=axes)
+    var = jnp.mean((wide - _row(mean, x)) ** 2, axis=axes)
+    return batchnorm_inference(x, gamma, beta, mean, var, eps), mean, var
+
+
+def batchnorm_inference(x, gamma, beta, mean, var, eps=1e-5):
+    """Normalise by a given mean and variance."""
+    h = (_wide(x) - _row(_wide(mean), x)) / jnp.sqrt(_row(_wide(var), x) + eps)
+    return _low(h * _row(_wide(gamma), x) + _row(_wide(beta), x), x)
+
+
+def layernorm(x, gamma, beta, eps=1e-5):
+    """Normalise over the last axis."""
+    wide = _wide(x)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    var = jnp.mean((wide - mean) ** 2, axis=-1, keepdims=True)
+    h = (wide - mean) / jnp.sqrt(var + eps)
+    return _low(h * _row(_wide(gamma), x) + _row(_wide(beta), x), x)
+
+
+def groupnorm(x, gamma, beta, groups, eps=1e-5):
+    """Normalise each example over its positions and the channels of a group."""
+    wide = _wide(x).reshape(x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
+    mean = jnp.mean(wide, axis=(1, 3), keepdims=True)
+    var = jnp.mean((wide - mean) ** 2, axis=(1, 3), keepdims=True)
+    h = ((wide - mean) / jnp.sqrt(var + eps)).reshape(x.shape)
+    return _low(h * _row(_wide(gamma), x) + _row(_wide(beta), x), x)
+
+
+def dropout(x, key, keep_prob):
+    """Keep each element with probability keep_prob, scaled by its reciprocal."""
+    return jnp.where(jax.random.bernoulli(key, keep_prob, x.shape), x / keep_prob, jnp.zeros((), x.dtype))
+
+
+def conv2d(x, w, b=None, stride=1, padding="SAME", dilation=1, groups=1, algorithm="auto"):
+    """Cross-correlate NHWC images with HWIO filters by XLA's own convolution."""
+    del algorithm  # the formulas' choice of path; there is one here
+    out = lax.conv_general_dilated(
+        x,
+        w.astype(x.dtype),
+        _pair(stride),
+        _explicit(padding),
+        rhs_dilation=_pair(dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    return out if b is None else out + _row(b.astype(x.dtype), out)
+
+
+def max_pool2d(x, window=2, stride=None, padding="VALID", dilation=1):
+    """Largest entry of each window; the gradient goes to the first of equals in row-major order."""
+    taps = _windows(x, window, stride, padding, dilation, -jnp.inf)
+    is_nan = jnp.isnan(taps)
+    winner = jnp.argmax(jnp.where(is_nan, jnp.inf, taps), axis=-1, keepdims=True)
+    winner = jnp.where(is_nan.any(-1, keepdims=True), jnp.argmax(is_nan, axis=-1, keepdims=True), winner)
+    return jnp.take_along_axis(taps, winner, axis=-1)[..., 0]
+
+
+def avg_pool2d(x, window=2, stride=None, padding="VALID", count_include_pad=True):
+    """Mean of each window, the padding counted unless told otherwise."""
+    taps = _windows(_wide(x), window, stride, padding, 1, 0.0)
+    inside = _windows(jnp.ones_like(_wide(x)), window, stride, padding, 1, 0.0)
+    size = taps.shape[-1] if count_include_pad else jnp.sum(inside, axis=-1)
+    return _low(jnp.sum(taps, axis=-1) / size, x)
+
+
+def softmax_cross_entropy(logits, labels):
+    """Mean negative log-probability of the labels."""
+    wide, rows = _wide(logits), jnp.arange(len(logits))
+    return jnp.mean(jax.nn.logsumexp(wide, axis=1) - wide[rows, labels])
+
+
+def svm_loss(scores, labels, margin=1.0):
+    """Mean over rows of the summed hinge over wrong classes."""
+    wide, rows = _wide(scores), jnp.arange(len(scores))
+    excess = wide - wide[rows, labels][:, None] + margin
+    hinge = relu(excess.at[rows, labels].set(0.0))
+    return jnp.mean(jnp.sum(hinge, axis=1))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.float32) if jnp.dtype(x.dtype).itemsize < 4 else x
+
+
+def _low(x: Array, like: Array) -> Array:
+    return x.astype(like.dtype)
+
+
+def _row(vector: Array, x: Array) -> Array:
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def _pair(value):
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _explicit(padding):
+    if isinstance(padding, str):
+        return padding
+    rows, columns = _pair(padding)
+    return (_pair(rows), _pair(columns))
+
+
+def _windows(x, window, stride, padding, dilation, fill):
+    """Gather the entries of each window on a new last axis, (N, OH, OW, C, taps), with plain indexing."""
+    (hh, ww), (dh, dw) = _pair(window), _pair(dilation)
+    sh, sw = _pair(window if stride is None else stride)
+    span = ((hh - 1) * dh + 1, (ww - 1) * dw + 1)
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(x.shape[1:3], span, (sh, sw), padding)
+    else:
+        pads = _explicit(padding)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+    rows = jnp.arange(0, x.shape[1] - span[0] + 1, sh)[:, None] + dh * jnp.arange(hh)[None, :]
+    columns = jnp.arange(0, x.shape[2] - span[1] + 1, sw)[:, None] + dw * jnp.arange(ww)[None, :]
+    taps = x[:, rows[:, None, :, None], columns[None, :, None, :], :]  # (N, OH, OW, hh, ww, C)
+    return jnp.moveaxis(taps.reshape(*taps.shape[:3], hh * ww, x.shape[3]), 3, -1)
