@@ -6,6 +6,7 @@ signatures as the ops; `jnet.layers.with_ops(model, jnet.reference)` runs a whol
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -150,11 +151,11 @@ def _row(vector: Array, x: Array) -> Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def _pair(value):
+def _pair(value) -> tuple:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _explicit(padding):
+def _explicit(padding) -> Any:
     if isinstance(padding, str):
         return padding
     rows, columns = _pair(padding)
