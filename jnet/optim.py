@@ -298,8 +298,8 @@ def decay_weights_only(params: PyTree) -> PyTree:
 def global_norm(tree: PyTree) -> Array:
     """Return the Euclidean norm of all leaves together: (), float32 or wider. Its gradient at zero is zero, not NaN."""
     total = sum((jnp.sum(_cast(x, _wide(x)) ** 2) for x in jax.tree.leaves(tree)), jnp.zeros((), jnp.float32))
-    positive = total > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1)), 0)
+    zero = total == 0  # not `> 0`: a NaN must go through
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, total)))
 
 
 def clip_by_global_norm(c: float) -> Optimizer:
@@ -430,7 +430,7 @@ def exponential_schedule(rate: float, decay_rate: float, decay_steps: int = 1) -
     _check("rate", rate, _NOT_NEGATIVE)
     _check("decay_rate", decay_rate, _POSITIVE)
     _check("decay_steps", decay_steps, _COUNT)
-    return lambda step: rate * jnp.exp(jnp.asarray(step) * (math.log(decay_rate) / decay_steps))
+    return lambda step: rate * jnp.exp(_real(step) * (math.log(decay_rate) / decay_steps))
 
 
 def step_schedule(rate: float, boundaries: Sequence[int], factor: float = 0.1) -> Schedule:
@@ -464,9 +464,9 @@ def cosine_schedule(rate: float, steps: int, warmup_steps: int = 0, final: float
     )
 
     def schedule(step):
-        progress = jnp.clip((jnp.asarray(step) - warmup_steps) / (steps - warmup_steps), 0, 1)
+        progress = jnp.clip((_real(step) - warmup_steps) / (steps - warmup_steps), 0, 1)
         fall = final + (rate - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return jnp.where(step < warmup_steps, rate * (jnp.asarray(step) + 1) / (warmup_steps + 1), fall)
+        return jnp.where(step < warmup_steps, rate * (_real(step) + 1) / (warmup_steps + 1), fall)
 
     return schedule
 
@@ -498,7 +498,12 @@ def _average(decay: float, old: Array, new: Array) -> Array:
 def _weight_so_far(decay: float, step: Array) -> Array:
     """Return 1 - decay**step: (), without the cancellation that costs float32 four digits at decay 0.999, step 1."""
     log = math.log(decay) if decay > 0 else -math.inf
-    return -jnp.expm1(step.astype(float) * log)
+    return -jnp.expm1(_real(step) * log)
+
+
+def _real(step) -> Array:
+    """Return a step number in the default float dtype: float64 where x64 is on."""
+    return jnp.asarray(step, float)
 
 
 _NOT_NEGATIVE = (lambda v: v >= 0, "a finite number of at least 0")
