@@ -7,6 +7,7 @@ a missing file, `ValueError` for a damaged one or for a bad argument, `ModuleNot
 from __future__ import annotations
 
 import importlib.util
+import math
 import pickle
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _CHUNK_ROWS = 2048  # reductions walk the images in pieces, so that no float64 c
 
 
 class Split(NamedTuple):
-    """Images and their labels, as NumPy arrays."""
+    """Images and their labels, as NumPy arrays; images too many for memory may be `jnet.shards.ShardedImages`."""
 
     images: np.ndarray  # (N, H, W, C) float32 in [0, 1]
     labels: np.ndarray  # (N,) int32
@@ -52,6 +53,7 @@ def load(name: str, root: str | Path | None = None, seed: int = 0) -> Dataset:
     - `"digits"`: scikit-learn's 1,797 images, 8x8x1: 1,437 / 180 / 180.
     - `"cifar10"`: 32x32x3 from the folder `root` (or a folder that holds it), in the official binary or Python layout:
       45,000 / 5,000 by seed, and the 10,000 official test images.
+    - `"shards"`: any data in the folder `root`, as `jnet.shards.write_shards` left it; the split is in the files.
 
     Raises `FileNotFoundError`, `ValueError` or `ModuleNotFoundError`, as the module says.
 
@@ -59,12 +61,18 @@ def load(name: str, root: str | Path | None = None, seed: int = 0) -> Dataset:
     >>> dataset.train.images.shape, dataset.train.labels.dtype
     ((1437, 8, 8, 1), dtype('int32'))
     """
-    if name not in ("cifar10", "digits", "mnist5k"):
-        raise ValueError(f"data: no data set is named {name!r}; must be one of cifar10, digits, mnist5k")
+    if name not in ("cifar10", "digits", "mnist5k", "shards"):
+        raise ValueError(f"data: no data set is named {name!r}; must be one of cifar10, digits, mnist5k, shards")
     if name == "cifar10":
         return _load_cifar10(root, seed)
+    if name == "shards":
+        from jnet.shards import open_shards  # stands above this file
+
+        if root is None:
+            raise ValueError("root: not given; must be a folder that jnet.shards.write_shards has written")
+        return open_shards(root)
     if root is not None:
-        raise ValueError(f"root: {str(root)!r} given, but {name} comes with a package; only cifar10 takes a folder")
+        raise ValueError(f"root: {str(root)!r} given, but {name} comes with a package and takes no folder")
     if name == "digits":
         path = _package_file("sklearn", "scikit-learn", "datasets/data/digits.csv.gz")
         images, labels = _read_csv(path, rows=1797, side=8, package="scikit-learn")
@@ -93,8 +101,8 @@ def check_split(split: Split, num_classes: int, name: str = "split") -> None:
     `name` (such as "train") opens the message. Labels are compared at their own width: casting first would let
     2**32 + 1 pass as 1.
     """
-    images, labels = np.asarray(split.images), np.asarray(split.labels)
-    if images.ndim < 2 or labels.shape != images.shape[:1]:
+    images, labels = split.images, np.asarray(split.labels)
+    if len(images.shape) < 2 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{name}: images of shape {images.shape} and labels of shape {labels.shape}; must be (N, ...) and (N,)"
         )
@@ -106,6 +114,8 @@ def check_split(split: Split, num_classes: int, name: str = "split") -> None:
     if len(wrong):
         index = wrong[0]
         raise ValueError(f"{name} labels: label {labels[index]} at index {index}; must be from 0 to {num_classes - 1}")
+    if not isinstance(images, np.ndarray):
+        return  # shards were checked when they were written, and reading them all may take hours
     for first in range(0, len(images), _CHUNK_ROWS):
         chunk = images[first : first + _CHUNK_ROWS]
         if not np.isfinite(chunk).all():
@@ -121,12 +131,15 @@ def channel_statistics(train: Split) -> ChannelStatistics:
 
     Two passes in float64 over pieces of the data; a constant channel gets deviation 1, so that it becomes 0.
     """
-    images = train.images
-    channels = images.shape[-1]
-    count = images.size // channels
-    pieces = [images[i : i + _CHUNK_ROWS].reshape(-1, channels) for i in range(0, len(images), _CHUNK_ROWS)]
-    mean = sum(piece.sum(axis=0, dtype=np.float64) for piece in pieces) / count
-    variance = sum(np.square(piece - mean).sum(axis=0) for piece in pieces) / count
+    *others, channels = train.images.shape
+    count = math.prod(others)
+
+    def pieces() -> Iterator[np.ndarray]:
+        for first in range(0, len(train.images), _CHUNK_ROWS):
+            yield train.images[first : first + _CHUNK_ROWS].reshape(-1, channels)
+
+    mean = sum((piece.sum(axis=0, dtype=np.float64) for piece in pieces()), np.zeros(channels)) / count
+    variance = sum((np.square(piece - mean).sum(axis=0) for piece in pieces()), np.zeros(channels)) / count
     std = np.sqrt(variance)
     return ChannelStatistics(mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32))
 

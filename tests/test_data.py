@@ -175,9 +175,10 @@ def test_batch_size_out_of_range(batches, size):
 @pytest.mark.parametrize(
     "kwargs, words",
     [
-        ({"name": "imagenet"}, ["imagenet", "cifar10, digits, mnist5k"]),
+        ({"name": "imagenet"}, ["imagenet", "cifar10, digits, mnist5k, shards"]),
         ({"name": "digits", "root": "/somewhere"}, ["root", "/somewhere", "digits"]),
         ({"name": "digits", "seed": -1}, ["seed: -1"]),
+        ({"name": "shards"}, ["root", "write_shards"]),
         ({"name": "cifar10"}, ["root", "CIFAR-10", "https://"]),
     ],
 )
