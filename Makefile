@@ -1,7 +1,7 @@
 # Each target makes .venv with what it needs, then runs. Python 3.11 or newer is all that must be there.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := train,test,dev
+EXTRAS := train,pipeline,test,dev
 
 .PHONY: install train test test-slow lint clean
 
