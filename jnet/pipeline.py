@@ -30,15 +30,17 @@ class Batches(grain.DatasetIterator[Batch]):
     """
 
     def __init__(self, parent: grain.DatasetIterator[Batch], run: dict[str, int]):
+        """`run` is what decides the order of the rows."""
         super().__init__(parent)
-        self._run = run
+        self._source, self._run = parent, run
 
     def __next__(self) -> Batch:
-        return next(self._parent)
+        """The next batch."""
+        return next(self._source)
 
     def get_state(self) -> dict[str, int]:
         """The number of the next batch, and what decides the order of the rows."""
-        return {**self._parent.get_state(), **self._run}
+        return {**self._source.get_state(), **self._run}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called. Raises `ValueError` if that run had another order of rows."""
@@ -49,14 +51,15 @@ class Batches(grain.DatasetIterator[Batch]):
             raise ValueError(
                 f"state: of another run ({'; '.join(differ)}); must be of the same data, seed and batch size"
             )
-        self._parent.set_state({"next_index": state["next_index"]})
+        self._source.set_state({"next_index": state["next_index"]})
 
 
 def batches(
     split: Split, batch_size: int, *, seed: int = 0, epochs: int = 1, threads: int = 2, ahead: int = 4
 ) -> Batches:
-    """Shuffled batches of `epochs` epochs, `len(split) // batch_size` in each; `threads` read up to `ahead` of them early.
+    """Shuffled batches of `epochs` epochs, `len(split) // batch_size` in each.
 
+    `threads` read up to `ahead` batches before they are asked for; `split` may hold arrays or `ShardedImages`.
     Raises `ValueError` if `batch_size`, `epochs`, `threads` or `ahead` is out of range.
 
     >>> from jnet import data

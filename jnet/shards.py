@@ -184,7 +184,7 @@ def _labels(stem: Path) -> Path:
 
 
 def _checksum(array: np.ndarray) -> int:
-    return zlib.crc32(memoryview(array).cast("B"))
+    return zlib.crc32(array.data)
 
 
 def _shard_sizes(rows: int, rows_per_shard: int) -> list[int]:
