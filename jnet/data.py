@@ -82,6 +82,11 @@ def load(name: str, root: str | Path | None = None, seed: int = 0) -> Dataset:
     return _cut_in_three(images, labels, held_out=500, scale=255, seed=seed, name=name)
 
 
+def read_cifar10_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one file of CIFAR-10's Python layout: pixels `(10000, 3072)` (three planes) and labels `(10000,)`, uint8."""
+    return _read_cifar10(Path(path), _cifar10_pickle)
+
+
 def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """Shuffle `labels: (N,)` so that every contiguous piece holds each class in its share; returns indices `(N,)`.
 
