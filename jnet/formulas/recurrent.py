@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax, typeof
 
-from .activation import sigmoid_forward
-from .affine import AffineCache, affine_backward, affine_forward
-from .loss import class_index, softmax_rows_backward, softmax_rows_forward
-from .precision import accumulator, widen
-from .validate import require, require_float, require_rank, require_shape
+from jnet.formulas.activation import sigmoid_forward
+from jnet.formulas.affine import AffineCache, affine_backward, affine_forward
+from jnet.formulas.loss import class_index, softmax_rows_backward, softmax_rows_forward
+from jnet.formulas.precision import accumulator, widen
+from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
 __all__ = [
     "LstmCache",
