@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jnet import data
+from jnet import data, shards
 
 ROWS = 20  # the official CIFAR-10 files hold 10,000; the readers are tested on small ones
 CIFAR_FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -425,3 +425,13 @@ def test_cifar10_missing(cifar):
     (folder / "data_batch_5.bin").unlink()
     text = message(FileNotFoundError, data.load, "cifar10", folder)
     assert str(folder / "data_batch_5.bin") in text and "https://" in text
+
+
+def test_cifar10_through_shards(cifar):
+    folder, batches = cifar
+    write_pickles(folder, batches, python2_pickle)
+    dataset = data.load("cifar10", folder)
+    shards.write_shards(dataset, folder / "shards", rows_per_shard=30)
+    for was, now in zip(dataset[:3], data.load("shards", folder / "shards")[:3], strict=True):
+        np.testing.assert_array_equal(now.images[:], was.images)
+        np.testing.assert_array_equal(now.labels, was.labels)

@@ -4,10 +4,11 @@ import json
 import os
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
-from jnet import data, pipeline, shards
+from jnet import data, models, optim, pipeline, shards, train
 
 
 def dataset_of(images, labels, sizes=(23, 7, 5)):
@@ -111,6 +112,17 @@ def test_a_real_data_set_through_shards(tmp_path):
     read = shards.open_shards(tmp_path / "mnist")
     for was, now in zip(dataset[:3], read[:3], strict=True):
         np.testing.assert_array_equal(now.images[:], was.images)
+
+
+def test_fit_from_shards_is_fit_from_memory(written):
+    """The training loop takes shards for arrays, and ends with the same bits."""
+    dataset, folder = written
+    model = models.fully_connected_net([5], num_classes=10)
+    results = [
+        train.fit(model, d, optim.adam(1e-2), epochs=2, batch_size=5) for d in (dataset, shards.open_shards(folder))
+    ]
+    assert results[0].history == results[1].history
+    jax.tree.map(np.testing.assert_array_equal, results[0].state.params, results[1].state.params)
 
 
 def test_writer_refuses(tmp_path, written):
@@ -240,14 +252,14 @@ def test_batches_are_those_of_memory(written, threads, ahead):
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 12])
 def test_goes_on_bit_for_bit(written, stop):
-    train = shards.open_shards(written[1]).train
-    whole = take(pipeline.batches(train, 5, seed=2, epochs=3))
+    split = shards.open_shards(written[1]).train
+    whole = take(pipeline.batches(split, 5, seed=2, epochs=3))
     assert len(whole) == 12
-    iterator = pipeline.batches(train, 5, seed=2, epochs=3)
+    iterator = pipeline.batches(split, 5, seed=2, epochs=3)
     if stop:
         take(iterator, stop)
     state = json.loads(json.dumps(iterator.get_state()))
-    fresh = pipeline.batches(train, 5, seed=2, epochs=3)
+    fresh = pipeline.batches(split, 5, seed=2, epochs=3)
     fresh.set_state(state)
     assert_same(take(fresh), whole[stop:])
     take(iterator, 2)
@@ -258,22 +270,22 @@ def test_goes_on_bit_for_bit(written, stop):
 def test_orbax_saves_the_iterator(written, tmp_path):
     checkpoint = pytest.importorskip("orbax.checkpoint")
     grain = pytest.importorskip("grain")
-    train = shards.open_shards(written[1]).train
-    iterator = pipeline.batches(train, 5, epochs=2)
+    split = shards.open_shards(written[1]).train
+    iterator = pipeline.batches(split, 5, epochs=2)
     take(iterator, 5)
     with checkpoint.CheckpointManager(tmp_path / "run") as manager:
         manager.save(5, args=checkpoint.args.Composite(batches=grain.checkpoint.CheckpointSave(iterator)))
     rest = take(iterator)
-    fresh = pipeline.batches(train, 5, epochs=2)
+    fresh = pipeline.batches(split, 5, epochs=2)
     with checkpoint.CheckpointManager(tmp_path / "run") as manager:
         manager.restore(5, args=checkpoint.args.Composite(batches=grain.checkpoint.CheckpointRestore(fresh)))
     assert_same(take(fresh), rest)
 
 
 def test_state_of_another_run_is_refused(written):
-    train = written[0].train
-    state = pipeline.batches(train, 5, seed=1).get_state()
-    text = message(ValueError, pipeline.batches(train, 4, seed=2).set_state, state)
+    split = written[0].train
+    state = pipeline.batches(split, 5, seed=1).get_state()
+    text = message(ValueError, pipeline.batches(split, 4, seed=2).set_state, state)
     assert "batch_size 5, here 4" in text and "seed 1, here 2" in text and "rows" not in text
 
 
