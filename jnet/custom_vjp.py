@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnet import reference
-from jnet.formulas import activation, convolution, loss, normalization
+from jnet.formulas import activation, convolution, loss, normalization, pooling
 from jnet.formulas.affine import affine_backward, affine_forward
 from jnet.formulas.dropout import dropout_backward, dropout_forward
 
@@ -26,6 +26,7 @@ __all__ = [
     "Entry",
     "Sample",
     "affine",
+    "avg_pool2d",
     "batchnorm",
     "batchnorm_inference",
     "bind",
@@ -34,6 +35,7 @@ __all__ = [
     "groupnorm",
     "layernorm",
     "leaky_relu",
+    "max_pool2d",
     "relu",
     "sigmoid",
     "softmax_cross_entropy",
@@ -114,8 +116,8 @@ def bind(
 
     op.__name__ = op.__qualname__ = name
     op.__module__ = __name__
-    op.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)  # pyright:
-    ignore[reportAttributeAccessIssue] return op
+    vars(op)["__signature__"] = signature.replace(return_annotation=inspect.Signature.empty)
+    return op
 
 
 def _positional(signature: inspect.Signature) -> inspect.Signature:
@@ -170,6 +172,12 @@ conv2d = bind(
     convolution.conv2d_forward,
     convolution.conv2d_backward,
     static=("stride", "padding", "dilation", "groups", "algorithm"),
+)
+max_pool2d = bind(
+    pooling.max_pool2d_forward, pooling.max_pool2d_backward, static=("window", "stride", "padding", "dilation")
+)
+avg_pool2d = bind(
+    pooling.avg_pool2d_forward, pooling.avg_pool2d_backward, static=("window", "stride", "padding", "count_include_pad")
 )
 softmax_cross_entropy = bind(
     loss.softmax_cross_entropy_forward, loss.softmax_cross_entropy_backward, nondiff=("labels",)
@@ -363,6 +371,36 @@ CATALOGUE: tuple[Entry, ...] = (
                 {"stride": 2, "padding": "VALID", "groups": 3},
             ),
             Sample({"x": normal(3, 6, 5, 5), "w": normal(1, 1, 5, 2), "b": normal(2)}, {"stride": 2}),
+        ),
+    ),
+    Entry(
+        "max_pool2d",
+        max_pool2d,
+        pooling.max_pool2d_forward,
+        pooling.max_pool2d_backward,
+        reference.max_pool2d,
+        ("x",),
+        (
+            Sample({"x": normal(2, 6, 4, 3)}),
+            Sample({"x": normal(2, 7, 9, 2)}, {"window": 3, "stride": 2, "padding": "SAME"}),
+            Sample({"x": normal(1, 8, 7, 2)}, {"window": (2, 3), "stride": 1, "padding": (1, 0), "dilation": (3, 1)}),
+            Sample({"x": normal(1, 7, 8, 1)}, {"window": 2, "stride": 3, "padding": ((0, 1), (1, 1))}),
+        ),
+        (Sample({"x": exactly(np.tile([0.0, 1.0, 1.0], 12).reshape(1, 6, 6, 1))}, {"window": 3, "stride": 1}),),
+    ),
+    Entry(
+        "avg_pool2d",
+        avg_pool2d,
+        pooling.avg_pool2d_forward,
+        pooling.avg_pool2d_backward,
+        reference.avg_pool2d,
+        ("x",),
+        (
+            Sample({"x": normal(2, 6, 4, 3)}),
+            Sample({"x": normal(2, 7, 9, 2)}, {"window": 3, "stride": 2, "padding": "SAME"}),
+            Sample(
+                {"x": normal(1, 8, 7, 2)}, {"window": (2, 3), "stride": 1, "padding": 1, "count_include_pad": False}
+            ),
         ),
     ),
     Entry(

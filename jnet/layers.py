@@ -121,7 +121,7 @@ def conv2d(
     weight_scale: float | None = None,
     algorithm: str = "auto",
 ) -> Layer:
-    """Convolution of NHWC images: `(H, W, C) -> (OH, OW, features)`; parameters `w` (HH, WW, C / groups, features), `b`.
+    """Convolution of NHWC images: `(H, W, C) -> (OH, OW, features)`; parameters `w`, HWIO, and `b`.
 
     Weights are normal with deviation `weight_scale`, by default He's sqrt(2 / fan_in). The other arguments are those of
     `custom_vjp.conv2d`.
@@ -270,7 +270,7 @@ def flatten() -> Layer:
 
 
 def dropout(keep_prob: float) -> Layer:
-    """Inverted dropout: in training each unit is kept with probability `keep_prob`, in (0, 1]; otherwise the identity."""
+    """Inverted dropout: in training keep each unit with probability `keep_prob`, in (0, 1]; else the identity."""
     require(0.0 < keep_prob <= 1.0, f"dropout: keep_prob is {keep_prob}; it must be in (0, 1]")
 
     def init(key, shape):

@@ -66,7 +66,8 @@ def batchnorm_forward(
 
     Inserting 2 and 4 into 5, with $x_i - m = h_i / r$ and $\langle\cdot\rangle$ the mean over the $M$ entries,
 
-    $$ \bar x_i = r\,\bigl(n_i - \langle n\rangle - h_i\langle n h\rangle\bigr) + \tfrac1M\mu + \tfrac2M (x_i - m)\,\nu : $$
+    $$ \bar x_i = r\,\bigl(n_i - \langle n\rangle - h_i\langle n h\rangle\bigr) + \tfrac1M\mu
+       + \tfrac2M (x_i - m)\,\nu : $$
 
     the gradient less its components along the constants and along $h$, the two directions that normalisation removes.
     $\langle n\rangle = \gamma\bar\beta/M$ and $\langle nh\rangle = \gamma\bar\gamma/M$, so the parameters' gradients
