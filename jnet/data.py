@@ -298,6 +298,8 @@ def _read_cifar10(path: Path, read) -> tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file; must be one of the six of CIFAR-10: {_CIFAR10_SOURCE} again")
     try:
         return read(path)
+    except OSError:  # the machine's fault, not the file's
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         expected = f"must hold {CIFAR10_ROWS} images of {_CIFAR10_PIXELS} bytes, each with a label from 0 to 9"
         raise ValueError(f"{path}: damaged ({_one_line(error)}); {expected}: {_CIFAR10_SOURCE} again") from None

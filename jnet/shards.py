@@ -85,7 +85,7 @@ def open_shards(folder: str | Path) -> Dataset:
         images, labels = [_images(stem) for stem in stems], [_labels(stem) for stem in stems]
         for path, size in zip(images, sizes, strict=True):
             _map(path, (size, *shape), index["image_dtype"])
-        kept = [_map(path, (size,), "int32") for path, size in zip(labels, sizes, strict=True)]
+        kept = [np.array(_map(path, (size,), "int32")) for path, size in zip(labels, sizes, strict=True)]
         lazy = ShardedImages(images, (rows, *shape), index["image_dtype"], index["rows_per_shard"])
         splits[name] = Split(cast(np.ndarray, lazy), np.concatenate(kept))
         check_split(splits[name], index["num_classes"], f"{folder}: {name}")
@@ -224,7 +224,7 @@ def _map(path: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         raise FileNotFoundError(f"{path}: no such file; {expected}")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: damaged ({' '.join(str(error).split())}); {expected}") from None
     if array.shape != shape or array.dtype != dtype:
         raise ValueError(f"{path}: damaged ({array.dtype} of shape {array.shape}); {expected}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import jax
@@ -90,8 +91,13 @@ def test_more_shards_than_open_files(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "_OPEN_FILES", 2)
     dataset = random_dataset("256ths")
     shards.write_shards(dataset, tmp_path / "set", rows_per_shard=1)
-    read = shards.open_shards(tmp_path / "set")
-    np.testing.assert_array_equal(read.train.images[:], dataset.train.images)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 8, hard))
+    try:
+        read = shards.open_shards(tmp_path / "set")
+        np.testing.assert_array_equal(read.train.images[:], dataset.train.images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_shards_of_a_memory_mapped_array_and_of_shards(tmp_path, written):
