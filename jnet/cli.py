@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import io
 import re
 import sys
@@ -13,9 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
-from jnet.config import TrainConfig
+import jnet
+from jnet.config import ModelName, Normalization, TrainConfig, build_model
 
 USER_ERRORS = (ValueError, OSError, ImportError)  # what bad input raises; anything else is a defect and shows itself
 
@@ -38,6 +39,56 @@ class Evaluate:
 
     run: tyro.conf.Positional[str]
     """The run's folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Print a network's layers: shapes, parameters, multiply-adds, bytes kept for the backward pass."""
+
+    model: ModelName = "vgg"
+    """The network."""
+    widths: tuple[int, ...] = ()
+    """Channels of its layers, as in jnet train."""
+    normalization: Normalization = "default"
+    """Between each layer and its relu, as in jnet train."""
+    dropout_keep: float = 1.0
+    """Probability of keeping a unit, in (0, 1]."""
+    input_shape: tuple[int, int, int] = (28, 28, 1)
+    """Height, width and channels of an image."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+    batch_size: int = 50
+    """Images in a training step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """Prove every gradient: largest relative error against float64 autodiff, and bytes kept, a line an op."""
+
+    ops: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The ops to check; none given: all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grade:
+    """Check your own forward and backward functions, and name the mistake."""
+
+    file: tyro.conf.Positional[str]
+    """Python file that defines them."""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Print the classes of images with their probabilities."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files of any size; scaled to what the network takes, a light drawing on a dark ground for digits."""
+    top: int = 3
+    """Classes to print for each image."""
 
 
 def train(options: Train) -> None:
@@ -65,9 +116,72 @@ def evaluate(options: Evaluate) -> None:
     print(f"test accuracy {evaluate(run.model, run.params, run.model_state, run.dataset.test)['accuracy']:.4f}")
 
 
+def summary(options: Summary) -> None:
+    """`jnet summary`."""
+    from jnet import summary
+
+    names = ("model", "widths", "normalization", "dropout_keep", "batch_size")
+    config = TrainConfig(**{name: getattr(options, name) for name in names})
+    for name in ("input_shape", "num_classes"):
+        if np.min(getattr(options, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: {getattr(options, name)}; must be at least 1")
+    model = build_model(config, options.num_classes)
+    print(summary.to_text(summary.summarize(model, options.input_shape, options.batch_size)))
+
+
+def check(options: Check) -> None:
+    """`jnet check`."""
+    from jnet.check import HEAD, check_op, to_line
+    from jnet.custom_vjp import CATALOGUE
+
+    names = [entry.name for entry in CATALOGUE]
+    for name in options.ops:
+        if name not in names:
+            raise ValueError(f"ops: {name}; must be among {', '.join(names)}")
+    print(HEAD, flush=True)
+    wrong = []
+    for entry in CATALOGUE:
+        if entry.name in options.ops or not options.ops:
+            result = check_op(entry)
+            print(to_line(result), flush=True)
+            wrong += [] if result.ok else [result.name]
+    if wrong:
+        raise FloatingPointError(f"gradients not within what is allowed: {', '.join(wrong)}")
+
+
+def grade(options: Grade) -> None:
+    """`jnet grade`."""
+    from jnet import grading
+
+    grading.main(options.file, json=options.json)
+
+
+def predict(options: Predict) -> None:
+    """`jnet predict`."""
+    from jnet import predict
+
+    if options.top < 1:
+        raise ValueError(f"--top: {options.top}; must be at least 1")
+    for line in predict.predict(Path(options.run), [Path(image) for image in options.images], options.top):
+        print(line)
+
+
+def bench(arguments: Sequence[str]) -> None:
+    """`jnet bench`: the benchmarks live beside the package, in a clone of the repository."""
+    try:
+        from benchmarks import __main__ as benchmarks
+    except ImportError as error:
+        raise ImportError(f"benchmarks: {error}; jnet bench must be run in a clone of the repository") from None
+    benchmarks.main(list(arguments))
+
+
 COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "train": (Train, train),
     "evaluate": (Evaluate, evaluate),
+    "predict": (Predict, predict),
+    "summary": (Summary, summary),
+    "check": (Check, check),
+    "grade": (Grade, grade),
 }
 
 
@@ -78,13 +192,16 @@ def run(arguments: Sequence[str]) -> int:
         print(_overview())
         return 0
     if name == "--version":
-        print(f"jnet {importlib.metadata.version('jnet')}")
+        print(f"jnet {jnet.__version__}")
         return 0
     try:
-        if name not in COMMANDS:
-            raise ValueError(f"command: {name}; must be one of {', '.join(COMMANDS)}")
-        kind, command = COMMANDS[name]
-        command(_parse(kind, name, arguments[1:]))
+        if name == "bench":
+            bench(arguments[1:])
+        elif name in COMMANDS:
+            kind, command = COMMANDS[name]
+            command(_parse(kind, name, arguments[1:]))
+        else:
+            raise ValueError(f"command: {name}; must be one of {', '.join([*COMMANDS, 'bench'])}")
     except USER_ERRORS as error:
         return _fail(name, error, 2)
     except FloatingPointError as error:
@@ -95,6 +212,7 @@ def run(arguments: Sequence[str]) -> int:
 def _overview() -> str:
     lines = ["usage: jnet COMMAND [OPTIONS]", "", "commands (jnet COMMAND --help explains each):"]
     lines += [f"  {name:<10} {kind.__doc__.splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    lines += [f"  {'bench':<10} Measure ops and training steps against other libraries."]
     return "\n".join([*lines, "", "  --version  Print the version."])
 
 

@@ -18,13 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from jnet import checkpoint
 from jnet.config import TrainConfig, build_model, build_optimizer, load_dataset, read_json, to_json
 from jnet.data import Dataset
 from jnet.layers import Layer
-from jnet.train import Report, Row, check_dataset, check_model, evaluate, fit
+from jnet.train import Report, Row, check_dataset, check_model, evaluate, fit, init_shapes
 
 RUNS = Path("runs")  # where runs go that are not told where
 
@@ -112,9 +110,7 @@ def load(folder: Path) -> Run:
     config = read_json(folder / "config.json")
     dataset = load_dataset(config)
     model = build_model(config, dataset.num_classes)
-    params, model_state = jax.eval_shape(
-        lambda key: model.init(key, dataset.train.images.shape[1:])[:2], jax.random.key(0)
-    )
+    params, model_state, _ = init_shapes(model, dataset.train.images.shape[1:])
     tree = checkpoint.load_tree(folder / "params", {"params": params, "model_state": model_state})
     return Run(config, dataset, model, tree["params"], tree["model_state"])
 

@@ -50,6 +50,19 @@ def create_state(model: Layer, optimizer: Optimizer, key: Array, input_shape: tu
     return TrainState(jnp.zeros((), jnp.int32), params, model_state, optimizer.init(params), step_key)
 
 
+def init_shapes(model: Layer, input_shape: tuple[int, ...]) -> tuple[Any, Any, tuple[int, ...]]:
+    """The shapes and dtypes of what `model.init` would make for `input_shape`, and its output shape; none is made."""
+    output_shapes: list[tuple[int, ...]] = []
+
+    def init(key: Array):
+        params, model_state, output_shape = model.init(key, tuple(input_shape))
+        output_shapes.append(tuple(output_shape))
+        return params, model_state
+
+    params, model_state = jax.eval_shape(init, jax.random.key(0))
+    return params, model_state, output_shapes[0]
+
+
 def make_train_step(
     model: Layer, optimizer: Optimizer, loss: Loss = softmax_cross_entropy, reg: float = 0.0
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

@@ -21,6 +21,7 @@ from jnet.step import (
     TrainState,
     compiler_options,
     create_state,
+    init_shapes,
     make_eval_step,
     make_train_epoch,
     make_train_step,
@@ -36,6 +37,7 @@ __all__ = [
     "create_state",
     "evaluate",
     "fit",
+    "init_shapes",
     "make_eval_step",
     "make_train_epoch",
     "make_train_step",
@@ -180,22 +182,9 @@ def check_dataset(dataset: Dataset, batch_size: int) -> None:
 
 def check_model(model: Layer, input_shape: tuple[int, ...], num_classes: int) -> None:
     """Raise `ValueError` unless `model` makes `num_classes` scores of an input of `input_shape` (no batch axis)."""
-    scores = model_output_shape(model, input_shape)
+    _, _, scores = init_shapes(model, input_shape)
     if scores != (num_classes,):
         raise ValueError(f"model: makes {scores} of an input {input_shape}; must make ({num_classes},), its classes")
-
-
-def model_output_shape(model: Layer, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape, without the batch axis, that `model` makes of `input_shape`; nothing is computed."""
-    shapes = []
-
-    def init(key):
-        params, model_state, shape = model.init(key, tuple(input_shape))
-        shapes.append(shape)
-        return params, model_state
-
-    jax.eval_shape(init, jax.random.key(0))
-    return tuple(shapes[0])
 
 
 def _check_arguments(epochs: int, batch_size: int, steps_per_call: int | None) -> None:
