@@ -1,0 +1,1 @@
+"""jnet under other people's names."""
