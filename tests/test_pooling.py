@@ -73,7 +73,7 @@ def poolings(draw, dilations=pairs):
     return x, {"window": window, "stride": stride, "padding": padding}, {"dilation": dilation}, rng
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(poolings())
 def test_max_pool_agrees_with_loops(case):
     x, static, dilation, rng = case
@@ -85,7 +85,7 @@ def test_max_pool_agrees_with_loops(case):
     np.testing.assert_allclose(max_pool2d_backward(jnp.asarray(dout), cache, **static), want_dx, atol=1e-14)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(poolings(dilations=st.just((1, 1))), st.booleans())
 def test_avg_pool_agrees_with_loops(case, count_include_pad):
     x, static, _, rng = case
