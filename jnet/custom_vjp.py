@@ -161,7 +161,7 @@ relu = bind(activation.relu_forward, activation.relu_backward)
 leaky_relu = bind(activation.leaky_relu_forward, activation.leaky_relu_backward, static=("negative_slope",))
 sigmoid = bind(activation.sigmoid_forward, activation.sigmoid_backward)
 tanh = bind(activation.tanh_forward, activation.tanh_backward)
-batchnorm = bind(normalization.batchnorm_forward, normalization.batchnorm_backward, static=("eps",))
+batchnorm = bind(normalization.batchnorm_forward, normalization.batchnorm_backward, static=("eps", "axis_name"))
 batchnorm_inference = bind(
     normalization.batchnorm_inference_forward, normalization.batchnorm_inference_backward, static=("eps",)
 )

@@ -149,13 +149,19 @@ def conv2d(
 # Normalization
 
 
-def batchnorm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
+def batchnorm(momentum: float = 0.9, eps: float = 1e-5, *, groups: int = 1, axis_name: str | None = None) -> Layer:
     """Batch normalization over all axes but the last; parameters `gamma, beta`, state `mean, var`.
 
     In training the batch is normalised by its own statistics, and `running = momentum * running + (1 - momentum) *
     batch` with the biased variance; otherwise by the running ones. Statistics are float32 or wider.
+
+    With `groups` the batch falls into that many parts, each normalised by itself ("ghost batch normalization", Hoffer
+    et al. 2017, arXiv:1705.08741); the running statistics see the parts' mean. With `axis_name`, inside `shard_map`,
+    the statistics are those of all devices along that mesh axis; under `jit` with a sharded batch they are without
+    it.
     """
     require(0.0 <= momentum <= 1.0, f"batchnorm: momentum is {momentum}; it must be in [0, 1]")
+    require(groups > 0, f"batchnorm: groups is {groups}; it must be at least 1")
 
     def init(key, shape):
         del key
@@ -163,15 +169,25 @@ def batchnorm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
         state = {"mean": jnp.zeros(channels, jnp.float32), "var": jnp.ones(channels, jnp.float32)}
         return _scale_and_shift(channels), state, shape
 
+    def normalize(x, gamma, beta):
+        return _OPS.get().batchnorm(x, gamma, beta, eps=eps, axis_name=axis_name)
+
+    def normalize_by_group(x, gamma, beta):
+        rows = x.shape[0]
+        require(rows % groups == 0, f"batchnorm: groups is {groups}; it must divide the {rows} rows of the batch")
+        parts = x.reshape(groups, rows // groups, *x.shape[1:])
+        out, mean, var = jax.vmap(normalize, in_axes=(0, None, None))(parts, gamma, beta)
+        return out.reshape(x.shape), jnp.mean(mean, axis=0), jnp.mean(var, axis=0)
+
     def apply(params, state, x, *, train=False, key=None):
         del key
         gamma, beta = params["gamma"], params["beta"]
         if not train:
             return _OPS.get().batchnorm_inference(x, gamma, beta, state["mean"], state["var"], eps=eps), state
-        out, mean, var = _OPS.get().batchnorm(x, gamma, beta, eps=eps)
+        out, mean, var = (normalize if groups == 1 else normalize_by_group)(x, gamma, beta)
         return out, running_statistics(state, mean, var, momentum)
 
-    return Layer(init, apply, "batchnorm", {"momentum": momentum, "eps": eps})
+    return Layer(init, apply, "batchnorm", {"momentum": momentum, "eps": eps, "groups": groups, "axis_name": axis_name})
 
 
 def running_statistics(state: State, mean: Array, var: Array, momentum: float) -> State:

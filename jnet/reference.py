@@ -56,11 +56,16 @@ def tanh(x):
     return jnp.tanh(x)
 
 
-def batchnorm(x, gamma, beta, eps=1e-5):
-    """Normalise over all axes but the last; return (out, mean, var)."""
-    wide, axes = _wide(x), tuple(range(x.ndim - 1))
-    mean = jnp.mean(wide, axis=axes)
-    var = jnp.mean((wide - _row(mean, x)) ** 2, axis=axes)
+def batchnorm(x, gamma, beta, eps=1e-5, axis_name=None):
+    """Normalise over all axes but the last, and over the devices along `axis_name`; return (out, mean, var)."""
+    axes = tuple(range(x.ndim - 1))
+
+    def over_all(values):
+        here = jnp.mean(values, axis=axes)
+        return here if axis_name is None else lax.pmean(here, axis_name)
+
+    mean = over_all(_wide(x))
+    var = over_all((_wide(x) - _row(mean, x)) ** 2)
     return batchnorm_inference(x, gamma, beta, mean, var, eps), mean, var
 
 

@@ -42,7 +42,7 @@ class BatchnormCache(NamedTuple):
 
 
 def batchnorm_forward(
-    x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5
+    x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5, axis_name: str | None = None
 ) -> tuple[tuple[Array, Array, Array], BatchnormCache]:
     r"""Normalise each channel of `x: (N, ..., C)` over all other axes, then scale and shift by `(C,)` vectors.
 
@@ -79,6 +79,10 @@ def batchnorm_forward(
     A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and
     variance 0.
 
+    **On several devices** (`axis_name`, inside `shard_map` or `vmap`) the sums run over all devices' entries: two
+    vectors a pass are added up, the sums of $x$ and of $(x - m)^2$ forward, $\bar\gamma$ and $\bar\beta$ backward. The
+    cotangents returned for gamma and beta are this device's part; who holds one gamma for all adds them up.
+
     Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of
     CS231n.
 
@@ -86,27 +90,29 @@ def batchnorm_forward(
     """
     _check_channels("batchnorm", x, 2, gamma=gamma, beta=beta)
     wide = widen(x)
-    axes, size = _all_but_last(x)
-    mean = jnp.sum(wide, axis=axes) / size
+    axes, size = _all_but_last(x, axis_name)
+    mean = _total(jnp.sum(wide, axis=axes), axis_name) / size
     centred = wide - _row(mean, x)
-    var = jnp.sum(centred * centred, axis=axes) / size
+    var = _total(jnp.sum(centred * centred, axis=axes), axis_name) / size
     rstd = jax.lax.rsqrt(var + eps)
     scale = widen(gamma) * rstd
     out = centred * _row(scale, x) + _row(widen(beta), x)
     return (out.astype(x.dtype), mean, var), BatchnormCache(x, mean, rstd, gamma)
 
 
-def batchnorm_backward(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:
+def batchnorm_backward(
+    dout: tuple[Array, Array, Array], cache: BatchnormCache, *, axis_name: str | None = None
+) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta` by the simplified formula; `dout` holds the cotangents of out, mean and var."""
     dy, dmean, dvar = dout
     x, mean, rstd, gamma = cache
-    axes, size = _all_but_last(x)
+    axes, size = _all_but_last(x, axis_name)
     dy, centred, scale = widen(dy), widen(x) - _row(mean, x), widen(gamma) * rstd
     dbeta = jnp.sum(dy, axis=axes)
     dgamma = jnp.sum(dy * centred, axis=axes) * rstd
     # dx is affine in dy and x - mean, with three coefficients a channel.
-    along_h = (2.0 * dvar - scale * rstd * dgamma) / size
-    along_1 = (dmean - scale * dbeta) / size
+    along_h = (2.0 * dvar - scale * rstd * _total(dgamma, axis_name)) / size
+    along_1 = (dmean - scale * _total(dbeta, axis_name)) / size
     dx = _row(scale, x) * dy + _row(along_h, x) * centred + _row(along_1, x)
     return dx.astype(x.dtype), dgamma, dbeta
 
@@ -313,9 +319,15 @@ def _by_group(x: Array, groups: int) -> Array:
     return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
 
 
-def _all_but_last(x: Array) -> tuple[tuple[int, ...], int]:
+def _all_but_last(x: Array, axis_name: str | None = None) -> tuple[tuple[int, ...], int]:
     """Return all axes but the last, and how many entries they hold (at least 1: the mean of nothing is 0)."""
-    return tuple(range(x.ndim - 1)), max(math.prod(x.shape[:-1]), 1)
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    return tuple(range(x.ndim - 1)), max(math.prod(x.shape[:-1]) * devices, 1)
+
+
+def _total(here: Array, axis_name: str | None) -> Array:
+    """Add up what the devices along `axis_name` hold."""
+    return here if axis_name is None else jax.lax.psum(here, axis_name)
 
 
 def _row(vector: Array, x: Array) -> Array:
