@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnet import reference
-from jnet.formulas import activation, convolution, loss, normalization, pooling
+from jnet.formulas import activation, convolution, loss, normalization, pooling, recurrent
 from jnet.formulas.affine import affine_backward, affine_forward
 from jnet.formulas.dropout import dropout_backward, dropout_forward
 
@@ -35,12 +35,19 @@ __all__ = [
     "groupnorm",
     "layernorm",
     "leaky_relu",
+    "lstm",
+    "lstm_step",
     "max_pool2d",
     "relu",
+    "rnn",
+    "rnn_step",
     "sigmoid",
     "softmax_cross_entropy",
     "svm_loss",
     "tanh",
+    "temporal_affine",
+    "temporal_softmax_loss",
+    "word_embedding",
 ]
 
 
@@ -183,6 +190,17 @@ softmax_cross_entropy = bind(
     loss.softmax_cross_entropy_forward, loss.softmax_cross_entropy_backward, nondiff=("labels",)
 )
 svm_loss = bind(loss.svm_loss_forward, loss.svm_loss_backward, static=("margin",), nondiff=("labels",))
+rnn_step = bind(recurrent.rnn_step_forward, recurrent.rnn_step_backward)
+rnn = bind(recurrent.rnn_forward, recurrent.rnn_backward)
+lstm_step = bind(recurrent.lstm_step_forward, recurrent.lstm_step_backward)
+lstm = bind(recurrent.lstm_forward, recurrent.lstm_backward)
+word_embedding = bind(recurrent.word_embedding_forward, recurrent.word_embedding_backward, nondiff=("ids",))
+temporal_affine = bind(recurrent.temporal_affine_forward, recurrent.temporal_affine_backward)
+temporal_softmax_loss = bind(
+    recurrent.temporal_softmax_loss_forward,
+    recurrent.temporal_softmax_loss_backward,
+    nondiff=("labels", "mask"),
+)
 
 
 # The catalogue
@@ -229,7 +247,7 @@ def positive(*shape: int) -> Maker:
     return lambda rng: rng.uniform(0.5, 2.0, shape)
 
 
-def labels(rows: int, classes: int) -> Maker:
+def labels(rows: int | tuple[int, ...], classes: int) -> Maker:
     """Draw class labels."""
     return lambda rng: rng.integers(0, classes, rows, dtype=np.int32)
 
@@ -249,6 +267,8 @@ _ROWS = {"x": normal(9, 7), "gamma": normal(7), "beta": normal(7)}
 _ONE = {"x": normal(1, 1), "gamma": normal(1), "beta": normal(1)}
 _CONSTANT = {"x": exactly(np.full((4, 2), 3.0)), "gamma": normal(2), "beta": normal(2)}
 _KINK = Sample({"x": exactly([[-1.0, -0.0, 0.0, 1e-30, -1e-30, 2.0]])})
+_CELL = {"wx": normal(3, 2), "wh": normal(2, 2), "b": normal(2)}
+_GATES = {"wx": normal(3, 8), "wh": normal(2, 8), "b": normal(8)}
 _ELEMENTWISE = (Sample({"x": normal(4, 7)}), Sample({"x": normal(2, 3, 5, 1)}), Sample({"x": normal(0, 3)}))
 
 CATALOGUE: tuple[Entry, ...] = (
@@ -428,5 +448,91 @@ CATALOGUE: tuple[Entry, ...] = (
             Sample({"scores": normal(3, 4), "labels": labels(3, 4)}, {"margin": 0.5}),
         ),
         (Sample({"scores": exactly([[2.0, 1.0, 3.0], [0.0, 0.0, 1.0]]), "labels": exactly([0, 2])}),),
+    ),
+    Entry(
+        "rnn_step",
+        rnn_step,
+        recurrent.rnn_step_forward,
+        recurrent.rnn_step_backward,
+        reference.rnn_step,
+        ("x", "h", "wx", "wh", "b"),
+        (
+            Sample({"x": normal(5, 3), "h": normal(5, 2), **_CELL}),
+            Sample({"x": normal(0, 3), "h": normal(0, 2), **_CELL}),
+        ),
+    ),
+    Entry(
+        "rnn",
+        rnn,
+        recurrent.rnn_forward,
+        recurrent.rnn_backward,
+        reference.rnn,
+        ("x", "h0", "wx", "wh", "b"),
+        (
+            Sample({"x": normal(3, 4, 3), "h0": normal(3, 2), **_CELL}),
+            Sample({"x": normal(2, 0, 3), "h0": normal(2, 2), **_CELL}),
+        ),
+    ),
+    Entry(
+        "lstm_step",
+        lstm_step,
+        recurrent.lstm_step_forward,
+        recurrent.lstm_step_backward,
+        reference.lstm_step,
+        ("x", "h", "c", "wx", "wh", "b"),
+        (Sample({"x": normal(5, 3), "h": normal(5, 2), "c": normal(5, 2), **_GATES}),),
+    ),
+    Entry(
+        "lstm",
+        lstm,
+        recurrent.lstm_forward,
+        recurrent.lstm_backward,
+        reference.lstm,
+        ("x", "h0", "c0", "wx", "wh", "b"),
+        (
+            Sample({"x": normal(3, 4, 3), "h0": normal(3, 2), "c0": normal(3, 2), **_GATES}),
+            Sample({"x": normal(2, 0, 3), "h0": normal(2, 2), "c0": normal(2, 2), **_GATES}),
+        ),
+    ),
+    Entry(
+        "word_embedding",
+        word_embedding,
+        recurrent.word_embedding_forward,
+        recurrent.word_embedding_backward,
+        reference.word_embedding,
+        ("w",),
+        (
+            Sample({"ids": labels((4, 3), 5), "w": normal(5, 2)}),
+            Sample({"ids": labels((0,), 5), "w": normal(5, 2)}),
+        ),
+    ),
+    Entry(
+        "temporal_affine",
+        temporal_affine,
+        recurrent.temporal_affine_forward,
+        recurrent.temporal_affine_backward,
+        reference.temporal_affine,
+        ("x", "w", "b"),
+        (
+            Sample({"x": normal(2, 3, 4), "w": normal(4, 5), "b": normal(5)}),
+            Sample({"x": normal(2, 0, 4), "w": normal(4, 5), "b": normal(5)}),
+        ),
+    ),
+    Entry(
+        "temporal_softmax_loss",
+        temporal_softmax_loss,
+        recurrent.temporal_softmax_loss_forward,
+        recurrent.temporal_softmax_loss_backward,
+        reference.temporal_softmax_loss,
+        ("logits",),
+        (
+            Sample(
+                {
+                    "logits": normal(3, 2, 5),
+                    "labels": labels((3, 2), 5),
+                    "mask": exactly([[True, False], [True, True], [False, False]]),
+                }
+            ),
+        ),
     ),
 )

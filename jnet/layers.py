@@ -33,14 +33,17 @@ __all__ = [
     "batchnorm",
     "conv2d",
     "dropout",
+    "embedding",
     "flatten",
     "global_avg_pool",
     "groupnorm",
     "layernorm",
     "leaky_relu",
+    "lstm",
     "max_pool2d",
     "relu",
     "residual",
+    "rnn",
     "serial",
     "sigmoid",
     "tanh",
@@ -228,6 +231,75 @@ def groupnorm(groups: int, eps: float = 1e-5) -> Layer:
         return _OPS.get().groupnorm(x, params["gamma"], params["beta"], groups=groups, eps=eps), state
 
     return Layer(init, apply, "groupnorm", {"groups": groups, "eps": eps})
+
+
+# Recurrent layers
+
+
+def embedding(vocabulary: int, features: int, *, weight_scale: float = 0.01) -> Layer:
+    """The vector of each word: integer ids `(d1, ..., dk) -> (d1, ..., dk, features)`; parameter `w`.
+
+    Vectors are normal with deviation `weight_scale`.
+    """
+    sizes = vocabulary > 0 and features > 0
+    require(sizes, f"embedding: vocabulary is {vocabulary} and features is {features}; both must be at least 1")
+
+    def init(key, shape):
+        return {"w": _normal(key, (vocabulary, features), vocabulary, weight_scale)}, {}, (*shape, features)
+
+    def apply(params, state, x, *, train=False, key=None):
+        del train, key
+        return _OPS.get().word_embedding(x, params["w"]), state
+
+    return Layer(init, apply, "embedding", {"vocabulary": vocabulary, "features": features})
+
+
+def rnn(features: int) -> Layer:
+    """Vanilla recurrent network from a zero state: `(T, D) -> (T, features)`, all states; parameters `wx, wh, b`.
+
+    Weights are normal with deviation 1 / sqrt(fan_in): about the slope of tanh at 0.
+    """
+
+    def states(x, params):
+        h0 = jnp.zeros((x.shape[0], features), x.dtype)
+        return _OPS.get().rnn(x, h0, params["wx"], params["wh"], params["b"])
+
+    return _recurrent("rnn", features, 1, states)
+
+
+def lstm(features: int) -> Layer:
+    """Long short-term memory from a zero state: `(T, D) -> (T, features)`, all states; parameters `wx, wh, b`.
+
+    The columns of the weights are the gates i, f, o, g. Weights are normal with deviation 1 / sqrt(fan_in).
+    """
+
+    def states(x, params):
+        zero = jnp.zeros((x.shape[0], features), x.dtype)
+        return _OPS.get().lstm(x, zero, zero, params["wx"], params["wh"], params["b"])[0]
+
+    return _recurrent("lstm", features, 4, states)
+
+
+def _recurrent(name: str, features: int, gates: int, states: Callable[[Array, Params], Array]) -> Layer:
+    """Make the layer of a recurrent cell with `gates` times `features` columns in its weights."""
+    require(features > 0, f"{name}: features is {features}; it must be at least 1")
+
+    def init(key, shape):
+        require(len(shape) == 2, f"{name}: the input shape is {shape}; it must be (T, D)")
+        of_x, of_h = jax.random.split(key)
+        width = gates * features
+        params = {
+            "wx": _normal(of_x, (shape[1], width), shape[1], max(shape[1], 1) ** -0.5),
+            "wh": _normal(of_h, (features, width), features, features**-0.5),
+            "b": jnp.zeros(width, jnp.float32),
+        }
+        return params, {}, (shape[0], features)
+
+    def apply(params, state, x, *, train=False, key=None):
+        del train, key
+        return states(x, params), state
+
+    return Layer(init, apply, name, {"features": features})
 
 
 # Layers without parameters

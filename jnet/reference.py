@@ -22,12 +22,19 @@ __all__ = [
     "groupnorm",
     "layernorm",
     "leaky_relu",
+    "lstm",
+    "lstm_step",
     "max_pool2d",
     "relu",
+    "rnn",
+    "rnn_step",
     "sigmoid",
     "softmax_cross_entropy",
     "svm_loss",
     "tanh",
+    "temporal_affine",
+    "temporal_softmax_loss",
+    "word_embedding",
 ]
 
 
@@ -142,6 +149,61 @@ def svm_loss(scores, labels, margin=1.0):
     excess = wide - wide[rows, labels][:, None] + margin
     hinge = relu(excess.at[rows, labels].set(0.0))
     return jnp.mean(jnp.sum(hinge, axis=1))
+
+
+def rnn_step(x, h, wx, wh, b):
+    """The next state of a vanilla recurrent network."""
+    return _low(jnp.tanh(_cell(x, h, wx, wh, b)), x)
+
+
+def rnn(x, h0, wx, wh, b):
+    """All states of a vanilla recurrent network over `(N, T, D)`."""
+
+    def step(h, now):
+        h = rnn_step(now, h, wx, wh, b)
+        return h, h
+
+    return jnp.swapaxes(lax.scan(step, h0.astype(x.dtype), jnp.swapaxes(x, 0, 1))[1], 0, 1)
+
+
+def lstm_step(x, h, c, wx, wh, b):
+    """The next state and cell of a long short-term memory, gates in the order i, f, o, g."""
+    i, f, o, g = jnp.split(_cell(x, h, wx, wh, b), 4, axis=1)
+    c = sigmoid(f) * _wide(c) + sigmoid(i) * jnp.tanh(g)
+    return _low(sigmoid(o) * jnp.tanh(c), x), c
+
+
+def lstm(x, h0, c0, wx, wh, b):
+    """All states, and the last cell, of a long short-term memory over `(N, T, D)`."""
+
+    def step(state, now):
+        h, c = state
+        h, c = lstm_step(now, h, c, wx, wh, b)
+        return (h, c), h
+
+    (_, c), out = lax.scan(step, (h0.astype(x.dtype), _wide(c0)), jnp.swapaxes(x, 0, 1))
+    return jnp.swapaxes(out, 0, 1), c
+
+
+def word_embedding(ids, w):
+    """Row `ids` of w."""
+    return w[ids]
+
+
+def temporal_affine(x, w, b):
+    """The last axis of x times w, plus b."""
+    return _low(x @ w.astype(x.dtype) + _row(b.astype(x.dtype), x), x)
+
+
+def temporal_softmax_loss(logits, labels, mask):
+    """Negative log-probability of the labels, summed where mask is true, over the batch's size."""
+    log_p = jax.nn.log_softmax(_wide(logits), axis=-1)
+    picked = jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(mask, picked, 0.0)) / len(logits)
+
+
+def _cell(x, h, wx, wh, b):
+    return _wide(x @ wx.astype(x.dtype)) + _wide(h.astype(x.dtype) @ wh.astype(x.dtype)) + _wide(b)[None, :]
 
 
 def _wide(x: Array) -> Array:

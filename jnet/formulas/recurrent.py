@@ -91,7 +91,7 @@ def rnn_forward(x: Array, h0: Array, wx: Array, wh: Array, b: Array) -> tuple[Ar
     **Forward.** $a_t = x_t w_x + h_{t-1} w_h + 1 b^\top$, $\;h_t = \tanh a_t$ for $t = 1 \dots T$. Only $h_{t-1} w_h$
     waits for the step before; the products $x_t w_x$ of all steps are one large one, outside the loop.
 
-    **Backward** (through time). Let $g_t = \partial L/\partial h_t$ along the output alone. The state $h_t$ is used
+    **Backward.** Through time. Let $g_t = \partial L/\partial h_t$ along the output alone. The state $h_t$ is used
     twice: as output, and by step $t+1$ through $a_{t+1}$. Both paths add up, from the last step to the first:
 
     $$ \bar h_t = g_t + \bar a_{t+1} w_h^\top, \qquad \bar a_t = \bar h_t\,(1 - h_t)(1 + h_t), \qquad
@@ -185,12 +185,13 @@ def lstm_step_forward(
 
     Reference: Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735; the forget gate: Gers et al. 2000.
 
-    Returns `(next_h, next_c)`, each `(N, H)` in x's dtype, and the cache. Raises ValueError where shapes do not fit.
+    Returns `(next_h, next_c)`, each `(N, H)`, and the cache: the state in x's dtype, the cell, which sums over many
+    steps, in float32 or wider. Raises ValueError where the shapes do not fit.
     """
     _check_cell("lstm_step", x, {"h": h, "c": c}, wx, wh, b, gates=4)
     a = _inputs(x, wx, b) + _product(h, wh, x.dtype)
     next_h, next_c, gates = _lstm_cell(a, c.astype(a.dtype), x.dtype)
-    return (next_h, next_c.astype(x.dtype)), LstmStepCache(x, h, c, wx, wh, gates, next_c)
+    return (next_h, next_c), LstmStepCache(x, h, c, wx, wh, gates, next_c)
 
 
 def lstm_step_backward(
@@ -223,7 +224,7 @@ def lstm_forward(
 
     **Forward.** `lstm_step` for $t = 1 \dots T$, with $x_t w_x + b$ of all steps computed at once, before the loop.
 
-    **Backward** (through time). Each of $h_t$ and $c_t$ acts through the output and through step $t+1$; the two paths
+    **Backward.** Through time. Each of $h_t$ and $c_t$ acts through the output and through step $t+1$; the two paths
     add up, from the last step to the first:
 
     $$ \bar h_t = g_t + \bar a_{t+1} w_h^\top, \qquad
@@ -237,8 +238,8 @@ def lstm_forward(
 
     Reference: Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735; Graves 2012, chapter 4.
 
-    Returns `(out, c)`, all states `(N, T, H)` and the last cell `(N, H)` in x's dtype, and the cache. Raises ValueError
-    where the shapes do not fit.
+    Returns `(out, c)` and the cache: all states `(N, T, H)` in x's dtype, and the last cell `(N, H)` in float32 or
+    wider. Raises ValueError where the shapes do not fit.
     """
     require_rank("lstm", "x", x, 3, "(N, T, D)")
     _check_cell("lstm", x, {"h0": h0, "c0": c0}, wx, wh, b, gates=4)
@@ -252,7 +253,7 @@ def lstm_forward(
     h = _vary(h0.astype(x.dtype), inputs, wh, c0)
     (_, c), everything = lax.scan(step, (h, _vary(c0.astype(inputs.dtype), h)), inputs)
     out, cells, gates = map(_swap, everything)
-    return (out, c.astype(x.dtype)), LstmCache(x, h0, c0, wx, wh, out, cells, gates)
+    return (out, c), LstmCache(x, h0, c0, wx, wh, out, cells, gates)
 
 
 def lstm_backward(dout: tuple[Array, Array], cache: LstmCache) -> tuple[Array, Array, Array, Array, Array, Array]:
