@@ -16,7 +16,8 @@ import numpy as np
 import tyro
 
 import jnet
-from jnet.config import ModelName, Normalization, TrainConfig, build_model
+from jnet.config import ModelName, Normalization, TrainConfig, build_model, load_dataset, read_json
+from jnet.interrupt import Interrupted
 
 USER_ERRORS = (ValueError, OSError, ImportError)  # what bad input raises; anything else is a defect and shows itself
 
@@ -27,6 +28,10 @@ class Train(TrainConfig):
 
     out: str | None = None
     """Folder of the run; must be new. None: runs/DATA-MODEL-SEED."""
+    resume: str | None = None
+    """Go on with the run in this folder, from its newest checkpoint, with its own options."""
+    config: str | None = None
+    """Take the options from this file, such as the config.json of a run; others given here replace them."""
     tune: bool = True
     """Start with the memory allocator tuned (Linux): faster steps, more memory held."""
     verbose: bool = False
@@ -91,18 +96,45 @@ class Predict:
     """Classes to print for each image."""
 
 
+def parse_train(arguments: Sequence[str]) -> Train:
+    """The options of `jnet train`; those left out are the ones of the file that --config or --resume names."""
+    options = _parse(Train, "train", arguments)
+    if options.resume is not None and options.config is not None:
+        raise ValueError("--config: given with --resume; must be left out, the run has its own config.json")
+    if options.resume is not None:
+        defaults = read_json(Path(options.resume) / "config.json")
+    elif options.config is not None:
+        defaults = read_json(Path(options.config))
+    else:
+        return options
+    options = _parse(Train, "train", arguments, default=Train(**dataclasses.asdict(defaults)))
+    if options.resume is not None:
+        for name, value in {**dataclasses.asdict(defaults), "out": None}.items():
+            if getattr(options, name) != value:
+                option = f"--{name.replace('_', '-')}: {getattr(options, name)}"
+                raise ValueError(f"{option}; must be left out with --resume: the run goes on with its own, {value}")
+    return options
+
+
 def train(options: Train) -> None:
     """`jnet train`."""
     from jnet import runs
-    from jnet.progress import show_progress
+    from jnet.display import show_progress
 
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
     prepared = runs.prepare(config)
-    folder = runs.new_folder(config, options.out)
+    if options.resume is not None:
+        folder = Path(options.resume)
+    else:
+        folder = runs.new_folder(config, options.out)
+        runs.start(config, folder)
     print(f"{config.model} on {config.data}, {prepared.steps} steps, to {folder}", flush=True)
     started = time.monotonic()
-    with show_progress(config.epochs, prepared.steps) as report:
-        accuracy = runs.train(prepared, folder, report)
+    try:
+        with show_progress(config.epochs, prepared.steps) as report:
+            accuracy = runs.train(prepared, folder, report)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.number, f"{stopped}; go on with: jnet train --resume {folder}") from None
     print(f"{time.monotonic() - started:.1f} s; the run is in {folder}")
     print(f"test accuracy {accuracy:.4f}")
 
@@ -113,7 +145,8 @@ def evaluate(options: Evaluate) -> None:
     from jnet.train import evaluate
 
     run = runs.load(Path(options.run))
-    print(f"test accuracy {evaluate(run.model, run.params, run.model_state, run.dataset.test)['accuracy']:.4f}")
+    test = load_dataset(run.config).test
+    print(f"test accuracy {evaluate(run.model, run.params, run.model_state, test)['accuracy']:.4f}")
 
 
 def summary(options: Summary) -> None:
@@ -199,9 +232,11 @@ def run(arguments: Sequence[str]) -> int:
             bench(arguments[1:])
         elif name in COMMANDS:
             kind, command = COMMANDS[name]
-            command(_parse(kind, name, arguments[1:]))
+            command(parse_train(arguments[1:]) if kind is Train else _parse(kind, name, arguments[1:]))
         else:
             raise ValueError(f"command: {name}; must be one of {', '.join([*COMMANDS, 'bench'])}")
+    except Interrupted as stopped:
+        return _fail(name, stopped, 128 + stopped.number)
     except USER_ERRORS as error:
         return _fail(name, error, 2)
     except FloatingPointError as error:
@@ -216,12 +251,12 @@ def _overview() -> str:
     return "\n".join([*lines, "", "  --version  Print the version."])
 
 
-def _parse(kind: Any, name: str, arguments: Sequence[str]) -> Any:
+def _parse(kind: Any, name: str, arguments: Sequence[str], default: Any = None) -> Any:
     """Options from `arguments`; tyro's box of an error becomes a `ValueError` of one line."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=arguments, prog=f"jnet {name}")
+            return tyro.cli(kind, args=arguments, prog=f"jnet {name}", default=default)
     except SystemExit as stopped:
         if stopped.code == 0:  # --help
             raise

@@ -63,6 +63,10 @@ class TrainConfig:
     """L2 strength: 0.5 * reg * sum(w**2) over weights is added to the loss."""
     seed: int = 0
     """Decides the split, the initial parameters, the order of the images and dropout."""
+    save_every: int | None = None
+    """Steps between two checkpoints. None: at the end of an epoch, if ten seconds have passed."""
+    keep: int = 3
+    """Checkpoints to keep, the newest."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a value out of range: one line with the option, what it was, what it must be."""
@@ -75,6 +79,8 @@ class TrainConfig:
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _require(0 <= self.reg < math.inf, "reg", self.reg, "a number of at least 0")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
+        _require(self.save_every is None or self.save_every >= 1, "save-every", self.save_every, "at least 1, or None")
+        _require(self.keep >= 1, "keep", self.keep, "at least 1")
         _check_model_options(self)
 
 
@@ -155,7 +161,7 @@ def _typed(name: str, value: Any) -> Any:
         return tuple(value)
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is (str if typing.get_origin(kind) is Literal else kind):
+    if type(value) in (str if typing.get_origin(kind) is Literal else kind, *typing.get_args(kind)):
         return value
     expected = getattr(kind, "__name__", str(kind))
     raise ValueError(f"--{name.replace('_', '-')}: {value!r}; must be {expected}")

@@ -1,49 +1,117 @@
-"""What `jnet train` shows while it runs: a bar on a terminal, a plain line for each epoch elsewhere."""
+"""How far a run is: plain data, and the pure functions that move it on."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import math
+from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from jnet.train import Report, Row
-
-REFRESH = 5  # times a second
+Row = dict[str, float]  # epoch, step, train_loss, train_accuracy, val_loss, val_accuracy
 
 
-@contextlib.contextmanager
-def show_progress(epochs: int, steps: int) -> Iterator[Callable[[Report], None]]:
-    """Give a function for `fit(report=...)`; the bar is gone when the block ends, the lines of the epochs stay."""
-    if not sys.stdout.isatty():
-        yield lambda report: print(epoch_line(report.row, epochs), flush=True) if report.row else None
-        return
-    columns = (
-        TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(
-            "{task.fields[rate]:.1f} steps/s  loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.3f}"
-        ),
-        TimeRemainingColumn(),
+class Order(NamedTuple):
+    """What decides which images a step sees; a run goes on only with the same."""
+
+    rows: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return self.rows // self.batch_size
+
+
+class Progress(NamedTuple):
+    """How far a run is; with the state and the order it says all that is to come."""
+
+    epoch: int = 0  # epochs finished
+    batch: int = 0  # batches done in the epoch under way
+    loss_sum: float = 0.0  # over those batches
+    accuracy_sum: float = 0.0
+    history: tuple[Row, ...] = ()  # a row for each epoch finished
+
+    def step(self, order: Order) -> int:
+        """Steps done since the beginning."""
+        return self.epoch * order.steps + self.batch
+
+
+class Best(NamedTuple):
+    """The parameters of the epoch with the highest validation accuracy; the lower loss decides between equals."""
+
+    params: Any
+    model_state: Any
+    epoch: int  # 0: the initial parameters, before any validation
+    val_accuracy: float
+    val_loss: float
+
+
+class Report(NamedTuple):
+    """What `fit` tells its caller after each call of the compiled step."""
+
+    epoch: int  # the epoch of this step, from 1
+    step: int  # steps done since the beginning
+    steps: int  # steps of the whole run
+    loss: float  # of the last batch
+    accuracy: float
+    finished: bool  # whether this step was the last of its epoch
+    history: tuple[Row, ...]  # a row for each epoch finished
+
+
+def add_steps(progress: Progress, order: Order, metrics: dict[str, Any]) -> Progress:
+    """Count the steps of one call; raise `FloatingPointError` at the first loss that is not finite."""
+    losses = np.atleast_1d(np.asarray(metrics["loss"], np.float64)).tolist()
+    accuracies = np.atleast_1d(np.asarray(metrics["accuracy"], np.float64)).tolist()
+    for loss, accuracy in zip(losses, accuracies, strict=True):
+        if not math.isfinite(loss):
+            where = f"step {progress.step(order) + 1}, epoch {progress.epoch + 1}"
+            raise FloatingPointError(f"loss: {loss} at {where}; must be finite: try a lower learning rate")
+        progress = progress._replace(
+            batch=progress.batch + 1,
+            loss_sum=progress.loss_sum + loss,
+            accuracy_sum=progress.accuracy_sum + accuracy,
+        )
+    return progress
+
+
+def finish_epoch(progress: Progress, order: Order, val: Row) -> Progress:
+    """Add the epoch's row to the history and begin the next."""
+    epoch = progress.epoch + 1
+    row = {
+        "epoch": epoch,
+        "step": epoch * order.steps,
+        "train_loss": progress.loss_sum / order.steps,
+        "train_accuracy": progress.accuracy_sum / order.steps,
+        "val_loss": val["loss"],
+        "val_accuracy": val["accuracy"],
+    }
+    return Progress(epoch=epoch, history=(*progress.history, row))
+
+
+def better(best: Best, params: Any, model_state: Any, row: Row) -> Best:
+    """The better of `best` and an epoch's parameters, in buffers of their own: those of a state are donated."""
+    if (row["val_accuracy"], -row["val_loss"]) <= (best.val_accuracy, -best.val_loss):
+        return best
+    return Best(copied(params), copied(model_state), int(row["epoch"]), row["val_accuracy"], row["val_loss"])
+
+
+def report_of(progress: Progress, order: Order, metrics: dict[str, Any], epochs: int) -> Report:
+    """What there is to tell after a call that had these metrics."""
+    finished = progress.batch == 0
+    return Report(
+        epoch=progress.epoch if finished else progress.epoch + 1,
+        step=progress.step(order),
+        steps=epochs * order.steps,
+        loss=float(np.ravel(metrics["loss"])[-1]),
+        accuracy=float(np.ravel(metrics["accuracy"])[-1]),
+        finished=finished,
+        history=progress.history,
     )
-    with Progress(*columns, transient=True, refresh_per_second=REFRESH) as bar:
-        task = bar.add_task("", total=steps, epoch=1, epochs=epochs, loss=float("nan"), accuracy=float("nan"), rate=0.0)
-
-        def show(report: Report) -> None:
-            fields = {"epoch": report.epoch, "loss": report.loss, "accuracy": report.accuracy}
-            bar.update(task, completed=report.step, rate=bar.tasks[0].speed or 0.0, **fields)
-            if report.row is not None:
-                bar.console.print(epoch_line(report.row, epochs), highlight=False)
-
-        yield show
 
 
-def epoch_line(row: Row, epochs: int) -> str:
-    """One epoch's row of the history, for people."""
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
-        f"  train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.4f}"
-        f"  val loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f}"
-    )
+def copied(tree: Any) -> Any:
+    """The same arrays in new buffers."""
+    return jax.tree.map(jnp.copy, tree)

@@ -1,10 +1,12 @@
 """A run's folder: what `jnet train` leaves, and how it is read again.
 
-    RUN/config.json   every option
-    RUN/metrics.csv   a row for each epoch
-    RUN/curves.png    loss and accuracy
-    RUN/filters.png   the first layer
-    RUN/params/       the best parameters and their running statistics (Orbax)
+    RUN/config.json    every option
+    RUN/checkpoints/   what the run goes on from (Orbax)
+    RUN/metrics.csv    a row for each epoch
+    RUN/curves.png     loss and accuracy
+    RUN/filters.png    the first layer
+    RUN/params/        the best parameters and their running statistics (Orbax)
+    RUN/result.json    the test accuracy; written last, so that a run that has it has ended
 
 Each file is written to a neighbour and renamed, so that a reader finds it whole or not at all.
 """
@@ -13,11 +15,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
+import jnet
 from jnet import checkpoint
 from jnet.config import TrainConfig, build_model, build_optimizer, load_dataset, read_json, to_json
 from jnet.data import Dataset
@@ -31,10 +37,11 @@ class Run(NamedTuple):
     """A finished run, read back."""
 
     config: TrainConfig
-    dataset: Dataset
     model: Layer
     params: Any
     model_state: Any
+    input_shape: tuple[int, ...]
+    num_classes: int
 
 
 class Prepared(NamedTuple):
@@ -64,26 +71,28 @@ def new_folder(config: TrainConfig, out: str | None) -> Path:
     if out is not None:
         folder = Path(out)
         if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ValueError(f"--out: {out}; must be a new or an empty folder")
+            raise ValueError(f"--out: {out}; must be a new or an empty folder, or be gone on with by --resume {out}")
         return folder
     name = f"{config.data}-{config.model}-{config.seed}"
     candidates = [RUNS / name, *(RUNS / f"{name}-{number}" for number in range(2, 10_000))]
     return next(folder for folder in candidates if not folder.exists())
 
 
-def train(run: Prepared, folder: Path, report: Callable[[Report], None]) -> float:
-    """Train, write everything to `folder`, return the test accuracy of the best parameters."""
-    config, dataset, model, steps = run
+def start(config: TrainConfig, folder: Path) -> None:
+    """Make the run's folder with its configuration; from here on the run can be gone on with."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "config.json", to_json(config).encode())
 
+
+def train(run: Prepared, folder: Path, report: Callable[[Report], None]) -> float:
+    """Train from where the run stands, write the rest of the folder, return the best parameters' test accuracy."""
+    config, dataset, model, steps = run
+
     def report_and_record(event: Report) -> None:
-        if event.row is not None:
-            rows.append(event.row)
-            write(folder / "metrics.csv", to_csv(rows).encode())
+        if event.finished:
+            write(folder / "metrics.csv", to_csv(event.history).encode())
         report(event)
 
-    rows: list[Row] = []
     result = fit(
         model,
         dataset,
@@ -92,27 +101,55 @@ def train(run: Prepared, folder: Path, report: Callable[[Report], None]) -> floa
         batch_size=config.batch_size,
         seed=config.seed,
         reg=config.reg,
+        checkpoint_dir=folder / "checkpoints",
+        save_every=config.save_every,
+        keep=config.keep,
         report=report_and_record,
     )
-    best = result.best
+    best, input_shape = result.best, dataset.train.images.shape[1:]
+    test = evaluate(model, best.params, best.model_state, dataset.test)
+    write(folder / "metrics.csv", to_csv(result.history).encode())
     checkpoint.save_tree(folder / "params", {"params": best.params, "model_state": best.model_state})
-    write_plots(folder, result.history, best.params, dataset.train.images.shape[1:])
-    return evaluate(model, best.params, best.model_state, dataset.test)["accuracy"]
+    write_plots(folder, result.history, best.params, input_shape)
+    facts = {
+        "input_shape": input_shape,
+        "num_classes": dataset.num_classes,
+        "best_epoch": best.epoch,
+        "val_accuracy": best.val_accuracy,
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "versions": {"jnet": jnet.__version__, "jax": jax.__version__},
+        "backend": jax.default_backend(),
+    }
+    write(folder / "result.json", (json.dumps(facts, indent=2) + "\n").encode())
+    return test["accuracy"]
 
 
 def load(folder: Path) -> Run:
-    """Read a finished run back: its data, model and parameters.
+    """Read a finished run back: its model and parameters.
 
     Raises `FileNotFoundError` or `ValueError`, one line that names the file.
     """
+    config = read_config(folder)
+    path = folder / "result.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the run has not ended: jnet train --resume {folder}")
+    try:
+        facts = json.loads(path.read_bytes())
+        input_shape, num_classes = tuple(facts["input_shape"]), facts["num_classes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__}); must be as jnet train wrote it") from None
+    model = build_model(config, num_classes)
+    params, model_state, _ = init_shapes(model, input_shape)
+    tree = checkpoint.load_tree(folder / "params", {"params": params, "model_state": model_state})
+    return Run(config, model, tree["params"], tree["model_state"], input_shape, num_classes)
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The configuration of the run in `folder`, whether it has ended or not."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; must be the folder of a run")
-    config = read_json(folder / "config.json")
-    dataset = load_dataset(config)
-    model = build_model(config, dataset.num_classes)
-    params, model_state, _ = init_shapes(model, dataset.train.images.shape[1:])
-    tree = checkpoint.load_tree(folder / "params", {"params": params, "model_state": model_state})
-    return Run(config, dataset, model, tree["params"], tree["model_state"])
+    return read_json(folder / "config.json")
 
 
 def write_plots(folder: Path, history: Sequence[Row], params: Any, input_shape: tuple[int, ...]) -> None:
