@@ -164,11 +164,13 @@ def to_torch(
 
         module.load_state_dict({k: torch.as_tensor(v) for k, v in to_torch(..., like=module.state_dict()).items()})
 
-    PyTorch's images are NCHW, so filters go from HWIO to OIHW and whatever follows a flattened image (`input_shape`
-    says its shape) from (H, W, C) order to (C, H, W). What a `state_dict` does not hold must be set in the module:
-    batch normalization's `momentum`, which is 1 - jnet's, and `eps`; PyTorch's own training updates the running
-    variance with the unbiased one, n / (n - 1) times jnet's. `"SAME"` padding with a stride pads at the bottom and
-    right, as XLA does, where PyTorch's `padding=` is symmetric.
+    PyTorch's images are NCHW, so filters go from HWIO to OIHW, and whatever follows a flattened image (`input_shape`
+    says its shape) from (H, W, C) order to (C, H, W). `rnn` and `lstm` are `torch.nn.RNN` and `LSTM` of one layer with
+    `batch_first=True`; of their two biases one is jnet's and one is zero.
+
+    What a `state_dict` does not hold must be set in the module: `eps`, and batch normalization's `momentum`, which is
+    1 - jnet's. (PyTorch's own training moves the running variance towards the unbiased one, n / (n - 1) times jnet's.)
+    `"SAME"` padding with a stride pads at the bottom and right, as XLA does, where PyTorch pads both sides alike.
     """
     slots = _slots(model, input_shape)
     names = [slot.name for slot in slots] if like is None else _names_in(like, slots)
@@ -196,7 +198,9 @@ def from_torch(model: Layer, state_dict: Mapping[str, Any], input_shape: Shape) 
         if array.shape != slot.torch_shape:
             wanted = f"{slot.torch_shape} for {slot.tree}/{slot.path}"
             raise ValueError(f"{name} has shape {array.shape}; it must be {wanted}")
-        trees[slot.tree][slot.path] = jnp.array(slot.from_torch(array), jnp.float32)  # a copy: torch trains in place
+        array = jnp.array(slot.from_torch(array), jnp.float32)  # a copy: torch trains in place
+        leaves = trees[slot.tree]
+        leaves[slot.path] = leaves[slot.path] + array if slot.path in leaves else array  # two biases there, one here
     return _unflatten(trees["params"]), _unflatten(trees["model_state"])
 
 
@@ -216,17 +220,23 @@ class _Slot(NamedTuple):
         return f"{self.module}.{self.entry}" if self.module else self.entry
 
 
+_AFFINE = {"weight": ("params", "w"), "bias": ("params", "b")}
+_NORM = {"weight": ("params", "gamma"), "bias": ("params", "beta")}
+_RECURRENT = {
+    "weight_ih_l0": ("params", "wx"),
+    "weight_hh_l0": ("params", "wh"),
+    "bias_ih_l0": ("params", "b"),
+    "bias_hh_l0": ("params", "b"),
+}
 _ENTRIES = {
-    "affine": {"weight": ("params", "w"), "bias": ("params", "b")},
-    "conv2d": {"weight": ("params", "w"), "bias": ("params", "b")},
-    "layernorm": {"weight": ("params", "gamma"), "bias": ("params", "beta")},
-    "groupnorm": {"weight": ("params", "gamma"), "bias": ("params", "beta")},
-    "batchnorm": {
-        "weight": ("params", "gamma"),
-        "bias": ("params", "beta"),
-        "running_mean": ("model_state", "mean"),
-        "running_var": ("model_state", "var"),
-    },
+    "affine": _AFFINE,
+    "conv2d": _AFFINE,
+    "embedding": {"weight": ("params", "w")},
+    "rnn": _RECURRENT,
+    "lstm": _RECURRENT,
+    "layernorm": _NORM,
+    "groupnorm": _NORM,
+    "batchnorm": _NORM | {"running_mean": ("model_state", "mean"), "running_var": ("model_state", "var")},
 }
 _PER_CHANNEL = ("relu", "leaky_relu", "sigmoid", "tanh", "dropout", "max_pool2d", "avg_pool2d", "global_avg_pool")
 
@@ -261,24 +271,38 @@ def _walk(layer: Layer, shape: Shape, image: Shape | None, keys: tuple[str, ...]
         raise ValueError(f"{'/'.join(keys)}: a layer {layer.name!r} has no counterpart in PyTorch")
     if layer.name == "groupnorm" and image is not None:
         raise ValueError(f"{'/'.join(keys)}: groups of a flattened image are other groups in PyTorch's order")
+    if layer.name == "embedding" and len(out_shape) == 3:
+        raise ValueError(f"{'/'.join(keys)}: gives {out_shape}, which cannot be told from an image (H, W, C)")
     module = ".".join(key if key in ("body", "shortcut") else str(int(key.split("_")[0])) for key in keys)
     for entry, (tree, name) in _ENTRIES[layer.name].items():
         leaves = {"params": params, "model_state": state}[tree]
         if name in leaves:  # a convolution may have no bias
-            there, back = _transforms(layer.name, name, shape if layer.name == "affine" and len(shape) == 3 else image)
+            there, back = _transforms(layer.name, entry, shape if layer.name == "affine" and len(shape) == 3 else image)
             torch_shape = there(np.empty(leaves[name].shape, np.bool_)).shape
             slots.append(_Slot(tree, "/".join((*keys, name)), module, entry, torch_shape, there, back))
-    return out_shape, None if layer.name in ("affine", "conv2d") else image
+    return out_shape, image if layer.name in ("layernorm", "batchnorm") else None
 
 
-def _transforms(kind: str, name: str, image: Shape | None) -> tuple[Callable, Callable]:
+def _transforms(kind: str, entry: str, image: Shape | None) -> tuple[Callable, Callable]:
     """Return the maps of one array to PyTorch's layout and back."""
-    if kind == "conv2d" and name == "w":
+    if kind == "conv2d" and entry == "weight":
         return lambda w: w.transpose(3, 2, 0, 1), lambda w: w.transpose(2, 3, 1, 0)  # HWIO, OIHW
-    if image is None or (kind, name) == ("affine", "b"):
+    if kind == "embedding":
+        return lambda w: w, lambda w: w
+    if entry == "bias_hh_l0":  # is added to the other bias
+        return np.zeros_like, _swap_last_gates if kind == "lstm" else np.transpose
+    if kind == "lstm":
+        return lambda w: _swap_last_gates(w).T, lambda w: _swap_last_gates(w.T)
+    if image is None or (kind, entry) == ("affine", "bias"):
         return np.transpose, np.transpose  # (D, M) and (M, D); a vector stays what it is
     order = np.arange(math.prod(image)).reshape(image).transpose(2, 0, 1).ravel()  # PyTorch's i-th is our order[i]-th
     return lambda w: w[order].T, lambda w: w.T[np.argsort(order)]
+
+
+def _swap_last_gates(w: np.ndarray) -> np.ndarray:
+    """Turn columns in the order i, f, o, g into PyTorch's i, f, g, o, and back."""
+    i, f, o, g = np.split(w, 4, axis=-1)
+    return np.concatenate((i, f, g, o), axis=-1)
 
 
 def _names_in(state_dict: Mapping[str, Any], slots: list[_Slot]) -> list[str]:
@@ -329,32 +353,46 @@ def _shapes(layer: Layer, shape: Shape) -> tuple[Params, State, Shape]:
 # StableHLO and ONNX
 
 
-def to_stablehlo(model: Layer, params: Params, model_state: State, input_shape: Shape) -> bytes:
-    """Return the network as a StableHLO artifact of `jax.export`: images `(batch, *input_shape)` float32 to scores.
+def to_stablehlo(model: Layer, params: Params, model_state: State, input_shape: Shape, dtype: str = "float32") -> bytes:
+    """Return the network as a StableHLO artifact of `jax.export`: inputs `(batch, *input_shape)` to scores.
 
     The batch size is symbolic, the weights are inside, CPU, CUDA, ROCm and TPU are served, and whoever loads it needs
-    JAX but not jnet: `jax.export.deserialize(bytearray(content)).call(images)`.
+    JAX but not jnet: `jax.export.deserialize(bytearray(content)).call(inputs)`. A model of
+    words takes `dtype="int32"`.
     """
     from jax import export as jax_export
 
     (batch,) = jax_export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((batch, *input_shape), dtype)
     predict = jax.jit(_predictor(model, params, model_state))
-    return bytes(jax_export.export(predict, platforms=("cpu", "cuda", "rocm", "tpu"))(images).serialize())
+    return bytes(jax_export.export(predict, platforms=("cpu", "cuda", "rocm", "tpu"))(inputs).serialize())
 
 
-def to_onnx(model: Layer, params: Params, model_state: State, input_shape: Shape) -> bytes:
-    """Return the network as an ONNX model: images `(batch, *input_shape)` float32, NHWC, to scores.
+def to_onnx(model: Layer, params: Params, model_state: State, input_shape: Shape, dtype: str = "float32") -> bytes:
+    """Return the network as an ONNX model: inputs `(batch, *input_shape)`, images NHWC, to scores.
 
-    Raises `ValueError` with the reason where jax2onnx cannot convert a layer.
+    What jax2onnx makes is run by ONNX Runtime and compared before it is handed out. Raises `ValueError` with the reason
+    where a layer cannot be converted or does not give the same there.
     """
-    jax2onnx = _library("jax2onnx", "onnx")
+    jax2onnx, runtime = _library("jax2onnx", "onnx"), _library("onnxruntime", "onnx")
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of value types that it then leaves out
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of constants that nobody uses
+    predict = _predictor(model, params, model_state)
     try:
-        converted = jax2onnx.to_onnx(_predictor(model, params, model_state), inputs=[("batch", *input_shape)])
-    except Exception as error:  # whatever a converter of a hundred primitives raises
+        inputs = jax.ShapeDtypeStruct(("batch", *input_shape), dtype)  # pyright: ignore[reportArgumentType]
+        content = jax2onnx.to_onnx(predict, inputs=[inputs]).SerializeToString()
+        session = runtime.InferenceSession(content, options)
+        probe = np.linspace(-1, 1, 2 * math.prod(input_shape)).reshape(2, *input_shape).astype(dtype)
+        (scores,) = session.run(None, {session.get_inputs()[0].name: probe})
+    except Exception as error:  # whatever a converter and a runtime of a hundred operations raise
         raise ValueError(f"model cannot be written as ONNX: {' '.join(str(error).split())}") from None
-    return converted.SerializeToString()
+    wanted = np.asarray(predict(jnp.asarray(probe)))
+    same_shape = scores.shape == wanted.shape
+    off = np.abs(scores - wanted).max() / max(np.abs(wanted).max(), 1e-30) if same_shape else np.inf
+    if not off <= 1e-4:
+        raise ValueError(f"model cannot be written as ONNX: its scores would be off by {off:.1e} of the largest")
+    return content
 
 
 def _predictor(model: Layer, params: Params, model_state: State) -> Callable[[Array], Array]:
@@ -364,29 +402,25 @@ def _predictor(model: Layer, params: Params, model_state: State) -> Callable[[Ar
 
 
 def _max_pool2d(x, window=2, stride=None, padding="VALID", dilation=1):
-    """Pool by one `reduce_window`; the reference gathers the windows, for the sake of its derivative."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, **_windows(x, window, stride, padding, dilation))
+    """Pool with one `reduce_window`; the reference finds the winners' positions, for the sake of its derivative.
+
+    Over planes (N C, H, W): jax2onnx takes every axis for one of space, of which ONNX Runtime has three.
+    """
+    n, _, _, c = x.shape
+    where = geometry("max_pool2d", x.shape[1:3], window, window if stride is None else stride, padding, dilation)
+    largest = lax.reduce_window(
+        jnp.moveaxis(x, 3, 1).reshape(n * c, *where.size),
+        -jnp.inf,
+        lax.max,
+        window_dimensions=(1, *where.window),
+        window_strides=(1, *where.stride),
+        padding=((0, 0), *where.padding),
+        window_dilation=(1, *where.dilation),
+    )
+    return jnp.moveaxis(largest.reshape(n, c, *where.out), 1, 3)
 
 
-def _avg_pool2d(x, window=2, stride=None, padding="VALID", count_include_pad=True):
-    where = _windows(x, window, stride, padding, 1)
-    total = lax.reduce_window(x, 0.0, lax.add, **where)
-    if count_include_pad:
-        return total / math.prod(where["window_dimensions"])
-    return total / lax.reduce_window(jnp.ones((1, *x.shape[1:]), x.dtype), 0.0, lax.add, **where)
-
-
-def _windows(x, window, stride, padding, dilation) -> dict[str, Any]:
-    where = geometry("pool", x.shape[1:3], window, window if stride is None else stride, padding, dilation)
-    return {
-        "window_dimensions": (1, *where.window, 1),
-        "window_strides": (1, *where.stride, 1),
-        "padding": ((0, 0), *where.padding, (0, 0)),
-        "window_dilation": (1, *where.dilation, 1),
-    }
-
-
-_INFERENCE_OPS = SimpleNamespace(**{**vars(reference), "max_pool2d": _max_pool2d, "avg_pool2d": _avg_pool2d})
+_INFERENCE_OPS = SimpleNamespace(**{**vars(reference), "max_pool2d": _max_pool2d})
 
 
 def _library(name: str, extra: str) -> Any:

@@ -28,10 +28,10 @@ MODELS = {
 }
 
 
-def trained(model, seed=0):
+def trained(model, shape=IMAGE):
     """Parameters and running statistics that have all moved away from where they start."""
-    params, state = jax.eval_shape(lambda key: model.init(key, IMAGE)[:2], jax.random.key(0))
-    rng = np.random.default_rng(seed)
+    params, state = jax.eval_shape(lambda key: model.init(key, shape)[:2], jax.random.key(0))
+    rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(0.1, 0.3, p.shape), p.dtype), params)
     return params, jax.tree.map(lambda s: jnp.asarray(rng.uniform(0.5, 2, s.shape), s.dtype), state)
 
@@ -175,10 +175,15 @@ def test_torch_weights_that_do_not_fit_are_refused():
             layers.serial(layers.relu()._replace(name="swish")),
             "00_swish: a layer 'swish' has no counterpart in PyTorch",
         ),
+        (
+            layers.serial(layers.embedding(5, 2)),
+            "00_embedding: gives (8, 6, 2), which cannot be told from an image (H, W, C)",
+        ),
     ],
 )
 def test_layers_without_a_counterpart_are_refused(model, message):
-    refuse(message, interop.to_torch, model, *trained(model), IMAGE)
+    shape = IMAGE[:2] if "embedding" in message else IMAGE
+    refuse(message, interop.to_torch, model, *trained(model, shape), shape)
 
 
 # --- StableHLO --------------------------------------------------------------------------------------------------------
@@ -216,8 +221,32 @@ assert "jnet" not in sys.modules
 # --- ONNX, and the one function behind `jnet export` ------------------------------------------------------------------
 
 
+def test_words_go_through_stablehlo():
+    model = layers.serial(layers.embedding(7, 6), layers.lstm(4), layers.rnn(3), layers.affine(2))
+    params, state = trained(model, shape=(5,))
+    artifact = jax.export.deserialize(bytearray(interop.to_stablehlo(model, params, state, (5,), "int32")))
+    words = np.arange(15, dtype=np.int32).reshape(3, 5) % 7
+    np.testing.assert_allclose(artifact.call(words), model.apply(params, state, words)[0], rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fully_connected_net", "vgg", "pools"])
+def test_onnx_that_cannot_be_had_is_refused(monkeypatch):
+    jax2onnx = pytest.importorskip("jax2onnx")
+    model = layers.affine(3)
+    params, state = trained(model)
+
+    foreign = layers.Layer(model.init, lambda p, s, x, **_: (jax.pure_callback(np.sin, x, x), s))
+    with pytest.raises(ValueError, match=r"^model cannot be written as ONNX: .*pure_callback[^\n]*$"):
+        interop.to_onnx(foreign, params, state, IMAGE)
+
+    convert = jax2onnx.to_onnx
+    monkeypatch.setattr(jax2onnx, "to_onnx", lambda f, inputs: convert(lambda x: 1.01 * f(x), inputs=inputs))
+    with pytest.raises(ValueError, match=r"^model cannot be written as ONNX: .* off by 1.0e-02 of the largest$"):
+        interop.to_onnx(model, params, state, IMAGE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_onnx_gives_the_same_scores(name):
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")

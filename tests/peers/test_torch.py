@@ -23,6 +23,13 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class Output(nn.Module):
+    """The output of a recurrent module, without its last state."""
+
+    def forward(self, x):
+        return x[0]
+
+
 class BasicBlock(nn.Module):
     """The block of a CIFAR ResNet, under the names that torchvision gives it."""
 
@@ -89,6 +96,13 @@ PAIRS = {
     "batchnorm on images": (layers.batchnorm(), nn.BatchNorm2d(3), IMAGE),
     "layernorm": (layers.layernorm(), nn.LayerNorm(5), (5,)),
     "groupnorm": (layers.groupnorm(2), nn.GroupNorm(2, 6), (8, 4, 6)),
+    "embedding": (layers.embedding(7, 3), nn.Embedding(7, 3), (4,)),
+    "rnn": (layers.rnn(4), nn.Sequential(nn.RNN(3, 4, batch_first=True), Output()), (5, 3)),
+    "words to classes": (
+        layers.serial(layers.embedding(7, 6), layers.lstm(4), layers.affine(3)),
+        nn.Sequential(nn.Embedding(7, 6), nn.LSTM(6, 4, batch_first=True), Output(), nn.Flatten(), nn.Linear(20, 3)),
+        (5,),
+    ),
     "norms of a flattened image": (
         layers.serial(layers.flatten(), layers.batchnorm(), layers.tanh(), layers.layernorm(), layers.affine(3)),
         nn.Sequential(nn.Flatten(), nn.BatchNorm1d(144), nn.Tanh(), nn.LayerNorm(144), nn.Linear(144, 3)),
@@ -178,6 +192,10 @@ def inputs(shape, rows=3):
     return np.random.default_rng(0).normal(size=(rows, *shape)).astype(np.float32)
 
 
+def words(shape, rows=3):
+    return np.random.default_rng(0).integers(0, 7, size=(rows, *shape), dtype=np.int32)
+
+
 def assert_close(got, want):
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
@@ -187,7 +205,7 @@ def assert_close(got, want):
 @pytest.mark.parametrize("name", PAIRS)
 def test_both_directions(name):
     model, module, shape = PAIRS[name]
-    x = inputs(shape)
+    x = words(shape) if name in ("embedding", "words to classes") else inputs(shape)
     apply = jax.jit(model.apply)
 
     params, state = from_torch(model, randomize(module, seed=1).state_dict(), shape)
