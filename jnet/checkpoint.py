@@ -51,7 +51,13 @@ class Checkpoints:
         )
 
     def save(self, step: int, arrays: Any, facts: Mapping[str, Any]) -> None:
-        """Save a checkpoint; the caller may donate `arrays` as soon as this returns."""
+        """Save a checkpoint; the caller may donate `arrays` as soon as this returns.
+
+        Checkpoints of this step or later ones were damaged, or the run would have gone on from them; they make room.
+        """
+        for later in self._manager.all_steps():
+            if later >= step:
+                self._manager.delete(later)
         copies = jax.tree.map(jnp.copy, arrays)
         checked = {"facts": facts, "checksum": _checksum_of_facts(facts), "checksums": _checksums(copies)}
         items = {"arrays": ocp.args.StandardSave(copies), "facts": ocp.args.JsonSave(checked)}
