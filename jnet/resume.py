@@ -12,6 +12,7 @@ import jax
 
 from jnet.checkpoint import Checkpoints
 from jnet.interrupt import Interrupted, noted_signals
+from jnet.parallel import Placement
 from jnet.progress import Best, Order, Progress
 from jnet.step import TrainState
 
@@ -40,12 +41,12 @@ class Saver:
         self._checkpoints.close()
         self._signals.__exit__(*error)
 
-    def restore(self, begin: Callable[[], Run]) -> Run:
-        """The newest whole checkpoint, or `begin()`.
+    def restore(self, begin: Callable[[], Run], placement: Placement) -> Run:
+        """The newest whole checkpoint, put where `placement` says, or `begin()`.
 
         Raises `ValueError` with what differs if the checkpoint is of another model, data or order.
         """
-        saved = self._checkpoints.restore(jax.eval_shape(lambda: _arrays(*begin()[:2])))
+        saved = self._checkpoints.restore(placement.of_shapes(jax.eval_shape(lambda: _arrays(*begin()[:2]))))
         if saved is None:
             return begin()
         facts, arrays = saved.facts, saved.arrays

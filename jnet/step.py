@@ -16,6 +16,7 @@ from jax import Array, lax
 from jnet.custom_vjp import softmax_cross_entropy
 from jnet.layers import Layer
 from jnet.optim import Optimizer, apply_updates
+from jnet.parallel import Placement
 
 Batch = tuple[Any, Any]  # images (N, H, W, C) and labels (N,)
 Loss = Callable[[Any, Any], Array]  # (logits, labels) -> scalar, the mean over the batch
@@ -64,25 +65,34 @@ def init_shapes(model: Layer, input_shape: tuple[int, ...]) -> tuple[Any, Any, t
 
 
 def make_train_step(
-    model: Layer, optimizer: Optimizer, loss: Loss = softmax_cross_entropy, reg: float = 0.0
+    model: Layer,
+    optimizer: Optimizer,
+    loss: Loss = softmax_cross_entropy,
+    reg: float = 0.0,
+    placement: Placement = Placement(),  # noqa: B008 (immutable)
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile one step: `step(state, (x, y)) -> (state, {"loss", "accuracy"})`, both of the batch before the update.
 
     The objective is `loss` plus `0.5 * reg * sum(w**2)` over the leaves named `w`. The state is donated: its buffers
-    are reused for the result, so keep no reference to it.
+    are reused for the result, so keep no reference to it. On several devices the new state stays where `placement`
+    has put the old one.
     """
-    step = _train_step(model, optimizer, loss, reg)
+    step = _train_step(model, optimizer, loss, reg, placement)
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
 
 
 def make_train_epoch(
-    model: Layer, optimizer: Optimizer, loss: Loss = softmax_cross_entropy, reg: float = 0.0
+    model: Layer,
+    optimizer: Optimizer,
+    loss: Loss = softmax_cross_entropy,
+    reg: float = 0.0,
+    placement: Placement = Placement(),  # noqa: B008 (immutable)
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compile many steps as one XLA call: `epoch(state, (xs, ys))` scans over stacks `(steps, batch, ...)`.
 
     The steps are those of `make_train_step`, with no Python between them; each metric comes back as `(steps,)`.
     """
-    step = _train_step(model, optimizer, loss, reg)
+    step = _train_step(model, optimizer, loss, reg, placement)
 
     def epoch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return lax.scan(step, state, batches)
@@ -108,7 +118,7 @@ def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):
     return jax.jit(evaluate, compiler_options=compiler_options())
 
 
-def _train_step(model: Layer, optimizer: Optimizer, loss: Loss, reg: float):
+def _train_step(model: Layer, optimizer: Optimizer, loss: Loss, reg: float, placement: Placement):
     """The step before it is jitted."""
 
     def objective(params, model_state, batch: Batch, key: Array):
@@ -125,10 +135,8 @@ def _train_step(model: Layer, optimizer: Optimizer, loss: Loss, reg: float):
         (total, (model_state, accuracy)), grads = value_and_grad(state.params, state.model_state, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, model_state, opt_state, state.key), {
-            "loss": total,
-            "accuracy": accuracy,
-        }
+        state = TrainState(state.step + 1, params, model_state, opt_state, state.key)
+        return placement.keep(state), {"loss": total, "accuracy": accuracy}
 
     return step
 

@@ -16,6 +16,7 @@ from jnet.data import Dataset, Split, check_split, epoch_order
 from jnet.interrupt import Interrupted
 from jnet.layers import Layer
 from jnet.optim import EmaState, Optimizer, averaged_params
+from jnet.parallel import Placement
 from jnet.progress import Best, Order, Progress, Report, Row, add_steps, better, copied, finish_epoch, report_of
 from jnet.step import (
     COMPILER_OPTIONS,
@@ -78,6 +79,7 @@ def fit(
     checkpoint_dir: str | Path | None = None,
     save_every: int | None = None,
     keep: int = 3,
+    placement: Placement = Placement(),  # noqa: B008 (immutable)
     report: Callable[[Report], None] | None = None,
 ) -> FitResult:
     """Train `model` on shuffled minibatches, validate after each epoch, keep the best parameters.
@@ -91,28 +93,33 @@ def fit(
     not more often than each `resume.SAVE_SECONDS`) and at the end, keeps the newest `keep`, and answers SIGTERM and
     Ctrl-C by saving and raising `Interrupted`.
 
+    With `placement` the batch is shared by the devices of a mesh (`jnet.parallel`); the run is the same but for
+    rounding.
+
     Raises `ValueError` for arguments out of range, data that cannot be learnt from (empty, not finite, labels out of
     range) and a checkpoint of another run; `FloatingPointError`, naming the step, at the first loss that is not finite.
     """
     _check_arguments(epochs=epochs, batch_size=batch_size, steps_per_call=steps_per_call, save_every=save_every)
     check_dataset(dataset, batch_size)
+    placement.check_batch_size(batch_size)
     input_shape = dataset.train.images.shape[1:]
     check_model(model, input_shape, dataset.num_classes)
     order = Order(len(dataset.train.labels), batch_size, seed)
     chunk = min(steps_per_call or steps_in_one_call(model, dataset.train, batch_size), save_every or order.steps)
 
     def begin() -> tuple[TrainState, Best, Progress]:
-        state = create_state(model, optimizer, jax.random.key(seed), input_shape)
+        state = placement.state(create_state(model, optimizer, jax.random.key(seed), input_shape))
         best = Best(copied(state.params), copied(state.model_state), epoch=0, val_accuracy=-1.0, val_loss=math.inf)
         return state, best, Progress()
 
-    step, scan = make_train_step(model, optimizer, loss, reg), make_train_epoch(model, optimizer, loss, reg)
+    step = make_train_step(model, optimizer, loss, reg, placement)
+    scan = make_train_epoch(model, optimizer, loss, reg, placement)
     eval_step = make_eval_step(model, loss)
 
     with _saver(checkpoint_dir, order, save_every, keep) as saver:
-        state, best, progress = begin() if saver is None else saver.restore(begin)
+        state, best, progress = begin() if saver is None else saver.restore(begin, placement)
         while progress.epoch < epochs:
-            batches = _batches(dataset.train, order, progress, chunk)
+            batches = _batches(dataset.train, order, progress, chunk, placement)
             batch = next(batches)
             while batch is not None:
                 run = scan if batch[1].ndim == 2 else step
@@ -121,7 +128,7 @@ def fit(
                 progress = add_steps(progress, order, metrics)
                 if batch is None:
                     params = params_to_judge(state)
-                    val = _evaluate(eval_step, params, state.model_state, dataset.val)
+                    val = _evaluate(eval_step, params, state.model_state, dataset.val, placement)
                     progress = finish_epoch(progress, order, val)
                     best = better(best, params, state.model_state, progress.history[-1])
                 if report is not None:
@@ -131,9 +138,16 @@ def fit(
     return FitResult(state, list(progress.history), best)
 
 
-def evaluate(model: Layer, params: Any, model_state: Any, split: Split, loss: Loss = softmax_cross_entropy) -> Row:
+def evaluate(
+    model: Layer,
+    params: Any,
+    model_state: Any,
+    split: Split,
+    loss: Loss = softmax_cross_entropy,
+    placement: Placement = Placement(),  # noqa: B008 (immutable)
+) -> Row:
     """Mean loss and accuracy over a whole split: `{"loss", "accuracy"}`, each image counted once."""
-    return _evaluate(make_eval_step(model, loss), params, model_state, split)
+    return _evaluate(make_eval_step(model, loss), params, model_state, split, placement)
 
 
 def params_to_judge(state: TrainState) -> Any:
@@ -188,7 +202,7 @@ def _saver(
     return Saver(folder, order, save_every, keep)
 
 
-def _batches(split: Split, order: Order, progress: Progress, chunk: int) -> Iterator[Batch]:
+def _batches(split: Split, order: Order, progress: Progress, chunk: int, placement: Placement) -> Iterator[Batch]:
     """What is left of the epoch: stacks `(chunk, batch, ...)`, then single batches where no stack is full.
 
     The stacks begin at multiples of `chunk`, so a run that goes on in the middle makes the very same calls.
@@ -199,20 +213,21 @@ def _batches(split: Split, order: Order, progress: Progress, chunk: int) -> Iter
     while position < order.steps:
         stacked = chunk > 1 and position + chunk <= order.steps
         index = rows[position : position + chunk] if stacked else rows[position]
-        yield split.images[index], split.labels[index]
+        yield placement.batch((split.images[index], split.labels[index]), axis=1 if stacked else 0)
         position += chunk if stacked else 1
 
 
-def _evaluate(eval_step, params: Any, model_state: Any, split: Split) -> Row:
+def _evaluate(eval_step, params: Any, model_state: Any, split: Split, placement: Placement) -> Row:
     """Walk a split in batches of one size, the last one filled up with rows that are not counted."""
     rows = len(split.labels)
-    size = min(EVAL_BATCH, rows)
+    size = -(-min(EVAL_BATCH, rows) // placement.size) * placement.size
     total, correct = 0.0, 0
     for first in range(0, rows, size):
         index = np.arange(first, first + size)
         counted = index < rows
         index = np.minimum(index, rows - 1)
-        sums = eval_step(params, model_state, (split.images[index], split.labels[index], counted))
+        batch = placement.batch((split.images[index], split.labels[index], counted))
+        sums = eval_step(params, model_state, batch)
         total += float(sums["loss"])
         correct += int(sums["correct"])
     return {"loss": total / rows, "accuracy": correct / rows}
