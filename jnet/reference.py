@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 __all__ = [
@@ -102,7 +103,7 @@ def groupnorm(x, gamma, beta, groups, eps=1e-5):
 
 def dropout(x, key, keep_prob):
     """Keep each element with probability keep_prob, scaled by its reciprocal."""
-    return jnp.where(jax.random.bernoulli(key, keep_prob, x.shape), x / keep_prob, jnp.zeros((), x.dtype))
+    return jnp.where(_kept(key, keep_prob, x.shape), x / keep_prob, jnp.zeros((), x.dtype))
 
 
 def conv2d(x, w, b=None, stride=1, padding="SAME", dilation=1, groups=1, algorithm="auto"):
@@ -212,6 +213,20 @@ def _wide(x: Array) -> Array:
 
 def _low(x: Array, like: Array) -> Array:
     return x.astype(like.dtype)
+
+
+def _kept(key, keep_prob, shape):
+    """Draw the mask of dropout: the hashes of a counter, keyed by the words of the key, below a threshold."""
+    if keep_prob == 1.0:
+        return jnp.ones(shape, bool)
+    words = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    bits = jnp.arange(math.prod(shape), dtype=jnp.uint32)
+    for combine, word in ((jnp.add, words[0]), (jnp.bitwise_xor, words[-1])):
+        bits = combine(bits, word)
+        for shift, factor in ((16, 0x21F0AAAD), (15, 0xD35A2D97)):
+            bits = (bits ^ (bits >> shift)) * np.uint32(factor)
+        bits = bits ^ (bits >> 15)
+    return (bits < np.uint32(min(round(keep_prob * 2**32), 2**32 - 1))).reshape(shape)
 
 
 def _row(vector: Array, x: Array) -> Array:
