@@ -4,9 +4,9 @@ import sys
 
 import tyro
 
-from benchmarks import steps
+from benchmarks import ops, steps
 
-COMMANDS = {"steps": steps.main}
+COMMANDS = {"steps": steps.main, "ops": ops.main}
 
 
 def main(arguments: list[str] | None = None) -> None:

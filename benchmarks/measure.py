@@ -99,18 +99,26 @@ class Worker:
 
 
 def _serve(pipe: Any, factory: Callable[..., Any], args: tuple) -> None:
-    """The other end of a Worker: build the object, then answer until the pipe closes."""
+    """The other end of a Worker: build the object, then answer until the pipe closes; a failure is an answer too."""
+    target = None
     try:
-        target = factory(*args)
-        pipe.send((True, None))
         while True:
-            method, arguments = pipe.recv()
-            pipe.send((True, getattr(target, method)(*arguments)))
-    except EOFError:
+            try:
+                if target is None:
+                    target, answer = factory(*args), None
+                else:
+                    method, arguments = pipe.recv()
+                    answer = getattr(target, method)(*arguments)
+                pipe.send((True, answer))
+            except EOFError:
+                raise
+            except Exception as error:
+                line = traceback.format_exception_only(error)[0].strip().splitlines()[0]
+                pipe.send((False, (line, traceback.format_exc())))
+                if target is None:
+                    return
+    except (EOFError, BrokenPipeError):
         return
-    except Exception as error:
-        line = traceback.format_exception_only(error)[0].strip().splitlines()[0]
-        pipe.send((False, (line, traceback.format_exc())))
 
 
 @contextmanager

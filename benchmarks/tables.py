@@ -26,4 +26,5 @@ def number(value: Any, digits: int, scale: float = 1.0) -> str:
 def show(table: Table) -> None:
     """Print a table whole: a pipe or a narrow terminal gets long lines, not cut ones."""
     console = Console()
-    Console(width=max(console.width, 140)).print(table)
+    console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)

@@ -41,6 +41,12 @@ def jit(step: Callable, variants: frozenset[str]) -> Callable:
     return jax.jit(function, donate_argnums=0, compiler_options=options[0] if options else None)
 
 
+def temporaries(compiled: Any) -> int | None:
+    """Bytes that the compiled program allocates for the time of a call; None where the backend does not say."""
+    analysis = compiled.memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes
+
+
 class JaxContender:
     """Times `function(state, data) -> (state, loss)`, jitted and donating.
 
@@ -69,7 +75,7 @@ class JaxContender:
             "first_loss": float(np.mean(losses[: checked // 2])),
             "last_loss": float(np.mean(losses[checked // 2 : checked])),
             "compile_s": self._compile_seconds,
-            "temporaries": self._compiled.memory_analysis().temp_size_in_bytes,
+            "temporaries": temporaries(self._compiled),
         }
 
     def run(self, seconds: float) -> list[float]:
