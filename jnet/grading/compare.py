@@ -21,6 +21,7 @@ def close(got: np.ndarray, want: np.ndarray, tolerance: float = TOLERANCE) -> bo
 
 def describe(got: np.ndarray, want: np.ndarray, axes: str = "") -> str:
     """Say in one sentence how `got` differs from `want`."""
+    want = np.asarray(want)
     if got.shape != want.shape:
         return _shape(got, want)
     bad = ~np.isfinite(got)

@@ -17,11 +17,13 @@ __all__ = ["AFFINE", "DROPOUT", "RELU", "right_results"]
 
 def right_results(op: Any, names: tuple[str, ...], args: tuple[Any, ...], dout: Any) -> dict[str, np.ndarray]:
     """Run jnet's own op: `out` and, where there is a `dout`, the gradients under `names`."""
-    out, pull = jax.vjp(op, *args)
-    right = {"out": np.asarray(out)}
-    if dout is not None:
-        right |= {name: np.asarray(grad) for name, grad in zip(names, pull(jax.numpy.asarray(dout)), strict=True)}
-    return right
+
+    def both(args: tuple[Any, ...], dout: Any) -> tuple[Any, Any]:
+        out, pull = jax.vjp(op, *args)
+        return out, () if dout is None else pull(dout)
+
+    out, grads = jax.jit(both)(args, dout)
+    return {"out": np.asarray(out)} | {name: np.asarray(grad) for name, grad in zip(names, grads, strict=False)}
 
 
 # affine

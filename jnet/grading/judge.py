@@ -14,7 +14,7 @@ from jnet.gradcheck import numerical_vjp
 from jnet.grading.compare import NARROW, TOLERANCE, close, describe
 from jnet.grading.record import Case, Exercise, Grade, Mistake, Slip, point
 
-__all__ = ["judge"]
+__all__ = ["fixed_cases", "judge"]
 
 
 class Refusal(Exception):
@@ -46,26 +46,22 @@ def judge(exercise: Exercise, forward: Callable, backward: Callable | None, seed
 
     runs = []
     with jax.enable_x64(True), np.errstate(all="ignore"):
-        for case in _cases(exercise, seed):
+        for case in fixed_cases(exercise.cases, seed):
             try:
                 runs.append(_run(exercise, forward, backward, case, note))
             except Refusal as refusal:
                 note(refusal.name, refusal.sentence, refusal.part)
         wrong = [part for part in _parts(runs) if not all(_is_right(run, part) for run in runs)]
-        for part in wrong:
-            _explain(exercise, forward, runs, part, wrong, note)
+        unjudged = [part for part in wrong if not _explain(exercise, forward, runs, part, wrong, note)]
     blamed = {mistake.gradient for mistake in notes.values()}
     right = tuple(part for part in _parts(runs) if part not in wrong and part not in blamed)
-    return Grade(exercise.op, tuple(notes.values()), right)
+    return Grade(exercise.op, tuple(notes.values()), right, tuple(unjudged))
 
 
 @functools.lru_cache
-def _fixed_cases(exercise: Callable, seed: int) -> list[Case]:
-    return exercise(np.random.default_rng(seed))
-
-
-def _cases(exercise: Exercise, seed: int) -> list[Case]:
-    return _fixed_cases(exercise.cases, seed)
+def fixed_cases(cases: Callable[[np.random.Generator], list[Case]], seed: int) -> list[Case]:
+    """Draw the cases of an exercise, the same ones each time."""
+    return cases(np.random.default_rng(seed))
 
 
 def _parts(runs: list[Run]) -> list[str]:
@@ -134,8 +130,11 @@ def _unpack(grads: Any, names: tuple[str, ...]) -> list[Any]:
         return [grads]
     count = len(grads) if isinstance(grads, tuple | list) else 1
     if len(names) == 1 or count != len(names):
-        sentence = f"backward returns {count} value{'s' * (count > 1)} in a tuple" if count == len(names) else (
-            f"backward returns {count} value{'s' * (count > 1)}")  # fmt: skip
+        sentence = (
+            f"backward returns {count} value{'s' * (count > 1)} in a tuple"
+            if count == len(names)
+            else (f"backward returns {count} value{'s' * (count > 1)}")
+        )
         raise Refusal("return-count", f"{sentence}, must return {wanted}", ", ".join(names))
     return list(grads)
 
@@ -155,12 +154,9 @@ def _call(what: str, function: Callable, *args: Any) -> Any:
 def _said(error: BaseException) -> str:
     """Name an error and the line of the student's code that led to it."""
     text = " ".join(str(error).split())
-    mine = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if f.filename != __file__ and "site-packages" not in f.filename
-    ]
-    where = f" at line {mine[-1].lineno}: {mine[-1].line}" if mine else ""
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [f for f in frames if f.filename != __file__ and "site-packages" not in f.filename]
+    where = f" at line {mine[-1].lineno}: {mine[-1].line}".removesuffix(": ") if mine else ""
     return f"{type(error).__name__}: {text[:200]}{where}"
 
 
@@ -182,23 +178,27 @@ def _see_unchanged(exercise: Exercise, case: Case, args: tuple, what: str, note:
 # Explaining
 
 
-def _explain(exercise: Exercise, forward: Callable, runs: list[Run], part: str, wrong: list[str], note: Callable):
-    """Name the mistake that makes `part` wrong."""
-    is_gradient = part in exercise.gradients and not exercise.is_loss
-    forward_wrong = any(name not in exercise.gradients for name in wrong)
-    if is_gradient and forward_wrong and _fits_own_forward(exercise, forward, runs, part):
-        return  # the gradient of a wrong function, rightly derived: the forward pass is told already
+def _explain(
+    exercise: Exercise, forward: Callable, runs: list[Run], part: str, wrong: list[str], note: Callable
+) -> bool:
+    """Name the mistake that makes `part` wrong; return False where another result must be put right first."""
+    follows = "out" in wrong and part != "out"
+    if follows and part in exercise.gradients and _fits_own_forward(exercise, forward, runs, part):
+        return False  # the gradient of a wrong function, rightly derived
     slips = [slip for slip in (*exercise.slips, *_common(exercise, part)) if slip.part == part]
     bad = [run for run in runs if not _is_right(run, part)]
     one = next((slip for slip in slips if _explains(slip, [run for run in runs if part in run.seen])), None)
     for run in bad:
         slip = one or next((slip for slip in slips if _explains(slip, [run])), None)
-        if slip:
+        if slip is None and follows:
+            return False
+        if slip is None:
+            pattern = describe(run.seen[part], run.made.right[part], exercise.axes.get(part, ""))
+            line = "**Backward.**" if part in exercise.gradients else "**Forward.**"
+            note("unknown", f"{part} is wrong in a way that is none of the usual ones: {pattern}", part, line)
+        else:
             note(slip.name, slip.sentence, part, slip.line)
-            continue
-        pattern = describe(run.seen[part], run.made.right[part], exercise.axes.get(part, ""))
-        hint = "; put the forward pass right first" if is_gradient and forward_wrong else ""
-        note("unknown", f"{part} is wrong in a way that is none of the usual ones: {pattern}{hint}", part)
+    return True
 
 
 def _explains(slip: Slip, runs: list[Run]) -> bool:
@@ -219,6 +219,8 @@ def _explains(slip: Slip, runs: list[Run]) -> bool:
 
 def _common(exercise: Exercise, part: str) -> list[Slip]:
     """Mistakes of any gradient: its sign, its shape, the place in the tuple."""
+    if part not in exercise.gradients:
+        return []
     right: Callable[[SimpleNamespace], np.ndarray] = lambda made: made.right[part]  # noqa: E731
     argument = part.removeprefix("d")
     back = "**Backward.**"
@@ -240,8 +242,13 @@ def _common(exercise: Exercise, part: str) -> list[Slip]:
         f"the numbers of {part} are right but its shape is not that of {argument}: in an update NumPy would broadcast "
         f"it, or fail"
     )
-    for shape in (lambda s: (1, *s), lambda s: (*s, 1), lambda s: tuple(n for n in s if n > 1), lambda s: (-1,),
-                  lambda s: (s[0], -1)):  # fmt: skip
+    for shape in (
+        lambda s: (1, *s),
+        lambda s: (*s, 1),
+        lambda s: tuple(n for n in s if n > 1),
+        lambda s: (-1,),
+        lambda s: (s[0], -1),
+    ):
         reshape = functools.partial(_reshaped, right, shape)
         slips.append(Slip("shape-that-broadcasts", part, reshape, sentence, back))
     return slips

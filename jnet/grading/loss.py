@@ -14,7 +14,7 @@ __all__ = ["SOFTMAX_LOSS", "SVM_LOSS"]
 
 
 def _right(op: Callable[..., Any], x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
-    loss, dx = jax.value_and_grad(op)(x, y)
+    loss, dx = jax.jit(jax.value_and_grad(op))(x, y)
     return {"loss": np.asarray(loss), "dx": np.asarray(dx)}
 
 

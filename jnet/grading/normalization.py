@@ -21,9 +21,16 @@ Axes = tuple[int, ...]
 
 
 def _ingredients(
-    x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, eps: float, dout: np.ndarray | None, view: tuple[int, ...],
-    over: Axes, shared: Axes, given: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Made:  # fmt: skip
+    x: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    eps: float,
+    dout: np.ndarray | None,
+    view: tuple[int, ...],
+    over: Axes,
+    shared: Axes,
+    given: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Made:
     """Make the parts of the derivation: statistics run over the axes `over` of `view`, gamma is shared over `shared`.
 
     `given` are a mean and a variance to use in place of the input's own.
@@ -359,12 +366,14 @@ def _batch_ingredients(case: Case, last: Callable[[Any], Any] = lambda a: a) -> 
     m.momentum, m.old = momentum, {"running_mean": mean, "running_var": var}
     m.new = {"running_mean": m.x.mean(axes), "running_var": m.x.var(axes)}
     if m.testing:
-        right = right_results(lambda x: _first(ops.batchnorm_inference(last(x), gamma, beta, mean, var, eps), x.ndim),
-                              (), (x,), None)  # fmt: skip
+        right = right_results(
+            lambda x: _first(ops.batchnorm_inference(last(x), gamma, beta, mean, var, eps), x.ndim), (), (x,), None
+        )
         m.right = right | m.old
     else:
-        right = right_results(lambda *a: _first(ops.batchnorm(last(a[0]), *a[1:], eps)[0], x.ndim), _NAMES,
-                              case.args[:3], case.dout)  # fmt: skip
+        right = right_results(
+            lambda *a: _first(ops.batchnorm(last(a[0]), *a[1:], eps)[0], x.ndim), _NAMES, case.args[:3], case.dout
+        )
         m.right = right | {k: momentum * m.old[k] + (1 - momentum) * m.new[k] for k in m.old}
     return m
 
@@ -583,15 +592,77 @@ def _spatial_batchnorm(case: Case) -> Made:
     return _batch_ingredients(case, last=lambda a: a.transpose(0, 2, 3, 1))
 
 
-def _rows_of_channels(m: Made, a: np.ndarray) -> np.ndarray:
-    return a.reshape(-1, m.x.shape[1])
+# The course sees an image as (N H W, C) rows, so that batchnorm serves. The channels must be moved to the last axis
+# first, and back at the end; a bare reshape mixes them.
 
 
-def _reshaped(m: Made) -> np.ndarray:
-    """Normalise after a reshape to (N H W, C) that forgot to move the channels to the end."""
-    rows = _rows_of_channels(m, m.x)
-    h = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + m.eps)
-    return (h * m.gamma.reshape(1, -1) + m.beta.reshape(1, -1)).reshape(m.x.shape)
+def _bare(a: np.ndarray) -> np.ndarray:
+    return a.reshape(-1, a.shape[1])
+
+
+def _moved(a: np.ndarray) -> np.ndarray:
+    return a.transpose(0, 2, 3, 1).reshape(-1, a.shape[1])
+
+
+def _bare_back(m: Made, rows: np.ndarray) -> np.ndarray:
+    return rows.reshape(m.x.shape)
+
+
+def _moved_back(m: Made, rows: np.ndarray) -> np.ndarray:
+    n, c, height, width = m.x.shape
+    return rows.reshape(n, height, width, c).transpose(0, 3, 1, 2)
+
+
+def _rows_out(into: Callable[[Any], Any], back: Callable[[Made, Any], Any]) -> Callable[[Made], Any]:
+    def wrong(m: Made) -> np.ndarray:
+        rows = into(m.x)
+        mean, var = tuple(m.old.values()) if m.testing else (rows.mean(0), rows.var(0))
+        return back(m, (rows - mean) / np.sqrt(var + m.eps) * m.gamma.reshape(-1) + m.beta.reshape(-1))
+
+    return wrong
+
+
+def _rows_dx(into: Callable[[Any], Any], back: Callable[[Made, Any], Any]) -> Callable[[Made], Any]:
+    def wrong(m: Made) -> np.ndarray:
+        n, h = into(m.dout) * m.gamma.reshape(-1), _moved(m.h)
+        return back(m, m.rstd.reshape(-1) * (n - n.mean(0) - h * (n * h).mean(0)))
+
+    return wrong
+
+
+_NOT_MOVED = "{} is reshaped to (N*H*W, C) without moving the channels to the last axis first: channels are mixed"
+_NOT_BACK = "the rows are reshaped to (N, C, H, W) directly; reshape to (N, H, W, C), then move the channels back"
+
+
+def _channel_slips() -> tuple[Slip, ...]:
+    forward, sums, dx = (_BATCH_LINES[name] for name in ("forward", "sums", "dx"))
+    running = [
+        Slip(
+            "channels-not-moved",
+            name,
+            _mix(name, lambda m: m.momentum, lambda m, i=i: (_bare(m.x).mean(0), _bare(m.x).var(0))[i]),
+            _NOT_MOVED.format("x"),
+            _RUNNING,
+        )
+        for i, name in enumerate(("running_mean", "running_var"))
+    ]
+    return (
+        *running,
+        Slip("channels-not-moved", "out", _rows_out(_bare, _bare_back), _NOT_MOVED.format("x"), forward),
+        Slip("channels-not-moved", "out", _rows_out(_bare, _moved_back), _NOT_MOVED.format("x"), forward),
+        Slip("channels-not-moved-back", "out", _rows_out(_moved, _bare_back), _NOT_BACK, forward),
+        Slip("channels-not-moved", "dx", _rows_dx(_bare, _bare_back), _NOT_MOVED.format("dout"), dx),
+        Slip("channels-not-moved", "dx", _rows_dx(_bare, _moved_back), _NOT_MOVED.format("dout"), dx),
+        Slip("channels-not-moved-back", "dx", _rows_dx(_moved, _bare_back), _NOT_BACK, dx),
+        Slip(
+            "channels-not-moved",
+            "dgamma",
+            lambda m: (_bare(m.dout) * _moved(m.h)).sum(0),
+            _NOT_MOVED.format("dout"),
+            sums,
+        ),
+        Slip("channels-not-moved", "dbeta", lambda m: _bare(m.dout).sum(0), _NOT_MOVED.format("dout"), sums),
+    )
 
 
 SPATIAL_BATCHNORM = Exercise(
@@ -606,13 +677,7 @@ SPATIAL_BATCHNORM = Exercise(
     slips=(
         *_common_slips(_BATCH_LINES),
         *_running_slips(_RUNNING),
-        Slip(
-            "channels-not-moved",
-            "out",
-            _reshaped,
-            "x is reshaped to (N*H*W, C) without moving the channels to the last axis first: channels are mixed",
-            _BATCH_LINES["forward"],
-        ),
+        *_channel_slips(),
         Slip(
             "normalised-over-the-batch-only",
             "out",
@@ -648,13 +713,6 @@ SPATIAL_BATCHNORM = Exercise(
             "dbeta is summed over the batch only, must be summed over height and width too",
             _BATCH_LINES["sums"],
         ),
-        Slip(
-            "channels-not-moved",
-            "dbeta",
-            lambda m: _rows_of_channels(m, m.dout).sum(0),
-            "dout is reshaped to (N*H*W, C) without moving the channels to the last axis first",
-            _BATCH_LINES["sums"],
-        ),
     ),
 )
 
@@ -665,8 +723,13 @@ SPATIAL_BATCHNORM = Exercise(
 def _groupnorm_cases(rng: np.random.Generator) -> list[Case]:
     def case(shape: tuple[int, ...], groups: int, spread: float = 3.0, **settings: float) -> Case:
         vector = (1, shape[1], 1, 1)
-        args = (spread * rng.standard_normal(shape) + 1, rng.standard_normal(vector), rng.standard_normal(vector), groups,
-                settings)  # fmt: skip
+        args = (
+            spread * rng.standard_normal(shape) + 1,
+            rng.standard_normal(vector),
+            rng.standard_normal(vector),
+            groups,
+            settings,
+        )
         return Case(args, rng.standard_normal(shape))
 
     return [case((2, 6, 3, 2), 3, eps=0.3), case((2, 4, 2, 3), 2, spread=0.1)]

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Grade(NamedTuple):
     op: str
     mistakes: tuple[Mistake, ...]
     right: tuple[str, ...]  # the results that are right
+    unjudged: tuple[str, ...] = ()  # those that cannot be told right or wrong before a mistake above is put right
 
     @property
     def ok(self) -> bool:
@@ -42,6 +44,7 @@ class Grade(NamedTuple):
         lines = [f"{self.op}: {verdict}"]
         lines += [f"  {line}" for mistake in self.mistakes for line in str(mistake).splitlines()]
         lines += [f"  right: {', '.join(self.right)}"] if self.right else []
+        lines += [f"  not judged before the forward pass is right: {', '.join(self.unjudged)}"] if self.unjudged else []
         return "\n".join(lines)
 
 
@@ -102,4 +105,5 @@ def point(derivation: Callable[..., Any], line: str) -> str:
     path = Path(inspect.getsourcefile(derivation) or "")
     package = path.parts[len(path.parts) - 1 - path.parts[::-1].index("jnet") :]
     name = getattr(derivation, "__name__", "")
-    return f"{'/'.join(package)}:{start + found} ({name}): {lines[found].strip()}"
+    text = textwrap.shorten(lines[found].strip(), 120, placeholder=" ...")
+    return f"{'/'.join(package)}:{start + found} ({name}): {text}"
