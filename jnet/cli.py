@@ -5,18 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
 import jnet
-from jnet.config import ModelName, Normalization, TrainConfig, build_model, load_dataset, read_json
+from jnet.config import (
+    MACHINE_OPTIONS,
+    ModelName,
+    Normalization,
+    TrainConfig,
+    build_model,
+    load_dataset,
+    read_json,
+    to_json,
+)
 from jnet.interrupt import Interrupted
 
 USER_ERRORS = (ValueError, OSError, ImportError)  # what bad input raises; anything else is a defect and shows itself
@@ -32,10 +42,15 @@ class Train(TrainConfig):
     """Go on with the run in this folder, from its newest checkpoint, with its own options."""
     config: str | None = None
     """Take the options from this file, such as the config.json of a run; others given here replace them."""
+    process_id: int = 0
+    """Which of --num-processes this one is, from 0; process 0 prints and writes."""
     tune: bool = True
     """Start with the memory allocator tuned (Linux): faster steps, more memory held."""
     verbose: bool = False
     """Also say what is set up."""
+
+    def __post_init__(self) -> None:
+        """Check nothing yet: tyro would draw a box around the message."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +97,8 @@ class Grade:
     """Python file that defines them."""
     json: bool = False
     """Print the findings as JSON."""
+    time_limit: float = 60.0
+    """Seconds that a function may take."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +111,18 @@ class Predict:
     """Image files of any size; scaled to what the network takes, a light drawing on a dark ground for digits."""
     top: int = 3
     """Classes to print for each image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a run's network for other programs: StableHLO, ONNX, safetensors, PyTorch weights."""
+
+    run: tyro.conf.Positional[str]
+    """The run's folder."""
+    format: Literal["stablehlo", "onnx", "safetensors", "torch"] = "stablehlo"
+    """What to write: the network (stablehlo, onnx) or its weights (safetensors, torch)."""
+    out: str | None = None
+    """The file to write; replaced if it exists. None: RUN/model with the format's ending."""
 
 
 def parse_train(arguments: Sequence[str]) -> Train:
@@ -110,7 +139,7 @@ def parse_train(arguments: Sequence[str]) -> Train:
     options = _parse(Train, "train", arguments, default=Train(**dataclasses.asdict(defaults)))
     if options.resume is not None:
         for name, value in {**dataclasses.asdict(defaults), "out": None}.items():
-            if getattr(options, name) != value:
+            if getattr(options, name) != value and name not in MACHINE_OPTIONS:
                 option = f"--{name.replace('_', '-')}: {getattr(options, name)}"
                 raise ValueError(f"{option}; must be left out with --resume: the run goes on with its own, {value}")
     return options
@@ -120,14 +149,22 @@ def train(options: Train) -> None:
     """`jnet train`."""
     from jnet import runs
     from jnet.display import show_progress
+    from jnet.parallel import Placement, start
 
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in dataclasses.fields(TrainConfig)})
-    prepared = runs.prepare(config)
+    if config.num_processes > 1 and options.out is None and options.resume is None:
+        raise ValueError("--out: None; must be a folder that all processes share")
+    mesh = start(config.devices, config.coordinator, config.num_processes, options.process_id)
+    prepared = runs.prepare(config, Placement(mesh, config.shard_params))
     if options.resume is not None:
         folder = Path(options.resume)
     else:
-        folder = runs.new_folder(config, options.out)
-        runs.start(config, folder)
+        folder = runs.new_folder(config, options.out) if options.process_id == 0 else Path(str(options.out))
+        if options.process_id == 0:
+            runs.start(config, folder)
+    if options.process_id > 0:
+        runs.train(prepared, folder, lambda report: None)
+        return
     print(f"{config.model} on {config.data}, {prepared.steps} steps, to {folder}", flush=True)
     started = time.monotonic()
     try:
@@ -182,11 +219,25 @@ def check(options: Check) -> None:
         raise FloatingPointError(f"gradients not within what is allowed: {', '.join(wrong)}")
 
 
+def export(options: Export) -> None:
+    """`jnet export`."""
+    from jnet import interop, runs
+
+    run = runs.load(Path(options.run))
+    path = Path(options.out or Path(options.run) / f"model{interop.FORMATS[options.format]}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--out: {path}; must be in a folder that exists")
+    facts = json.loads(to_json(run.config))
+    runs.write(path, interop.export(options.format, run.model, run.params, run.model_state, run.input_shape, facts))
+    print(path)
+
+
 def grade(options: Grade) -> None:
     """`jnet grade`."""
     from jnet import grading
 
-    grading.main(options.file, json=options.json)
+    if not grading.main(options.file, json=options.json, timeout_s=options.time_limit):
+        raise FloatingPointError(f"{options.file}: not all of it is right")
 
 
 def predict(options: Predict) -> None:
@@ -212,6 +263,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], None]]] = {
     "train": (Train, train),
     "evaluate": (Evaluate, evaluate),
     "predict": (Predict, predict),
+    "export": (Export, export),
     "summary": (Summary, summary),
     "check": (Check, check),
     "grade": (Grade, grade),
@@ -264,15 +316,18 @@ def _parse(kind: Any, name: str, arguments: Sequence[str], default: Any = None) 
 
 
 def _unbox(box: str) -> str:
-    """The first paragraph of a box drawn on a terminal, as one line, with the option that was perhaps meant."""
-    lines = [line.strip(" │") for line in box.splitlines() if line.startswith("│")]
-    paragraphs = "\n".join(lines).split("─" * 4)
-    text = " ".join(paragraphs[0].split())
+    """The first paragraph of tyro's box (drawn in Unicode or ASCII) as one line, with the option perhaps meant."""
+    lines = [line.strip("│| ") for line in box.splitlines() if line[:1] in ("│", "|")]
+    rules = [place for place, line in enumerate(lines) if line and set(line) <= {"─", "-"}] + [len(lines)]
+    text = " ".join(" ".join(lines[: rules[0]]).split())
     text = re.sub(
         r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1: \2; must be an integer", text
     )
     text = re.sub(r"^Error parsing (\S+): could not convert string to float: (.*)$", r"\1: \2; must be a number", text)
-    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", box.replace("│", " "))
+    text = re.sub(
+        r"^invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\)\.$", r"\2: \1; must be one of \3", text
+    )
+    meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(lines[rules[0] + 1 :]))
     return f"{text}; perhaps you meant {meant.group(1)}" if meant else text
 
 

@@ -23,6 +23,9 @@ Normalization = Literal["default", "none", "batchnorm", "layernorm", "groupnorm"
 OptimizerName = Literal["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine", "exponential", "step"]
 
+# Options of the machine, not of the result: a run can be gone on with on other devices.
+MACHINE_OPTIONS = ("devices", "shard_params", "coordinator", "num_processes")
+
 DEFAULT_WIDTHS: dict[str, tuple[int, ...]] = {
     "vgg": (32, 32, 64, 64),
     "resnet": (16, 32, 64),
@@ -67,6 +70,14 @@ class TrainConfig:
     """Steps between two checkpoints. None: at the end of an epoch, if ten seconds have passed."""
     keep: int = 3
     """Checkpoints to keep, the newest."""
+    devices: int | None = None
+    """Devices of this process that share each batch; on a CPU so many are made. None: all there are, one on a CPU."""
+    shard_params: bool = False
+    """Cut parameters and optimizer state into a part a device, instead of a copy on each."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all, where several processes train together."""
+    num_processes: int = 1
+    """Processes that train together; each is started with the same options but --process-id."""
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a value out of range: one line with the option, what it was, what it must be."""
@@ -81,6 +92,8 @@ class TrainConfig:
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         _require(self.save_every is None or self.save_every >= 1, "save-every", self.save_every, "at least 1, or None")
         _require(self.keep >= 1, "keep", self.keep, "at least 1")
+        _require(self.devices is None or self.devices >= 1, "devices", self.devices, "at least 1, or None")
+        _require(self.num_processes >= 1, "num-processes", self.num_processes, "at least 1")
         _check_model_options(self)
 
 

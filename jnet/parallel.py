@@ -100,6 +100,12 @@ class Placement(NamedTuple):
         """Tell XLA, inside jit, that a new state goes where the old one was."""
         return state if self.mesh is None else jax.lax.with_sharding_constraint(state, self.state_sharding(state))
 
+    def whole(self, tree: Any) -> Any:
+        """Give every device all of every leaf, so that each process can read them."""
+        if self.mesh is None:
+            return tree
+        return jax.jit(lambda same: same, out_shardings=NamedSharding(self.mesh, PartitionSpec()))(tree)
+
     def batch(self, batch: Any, axis: int = 0) -> Any:
         """Cut every array of `batch` along `axis` into a part a device, from the whole that each process can read."""
         if self.mesh is None:

@@ -41,14 +41,15 @@ class Saver:
         self._checkpoints.close()
         self._signals.__exit__(*error)
 
-    def restore(self, begin: Callable[[], Run], placement: Placement) -> Run:
-        """The newest whole checkpoint, put where `placement` says, or `begin()`.
+    def restore(self, begin: Callable[[Placement], Run], placement: Placement) -> Run:
+        """The newest whole checkpoint, put where `placement` says, or `begin(placement)`.
 
         Raises `ValueError` with what differs if the checkpoint is of another model, data or order.
         """
-        saved = self._checkpoints.restore(placement.of_shapes(jax.eval_shape(lambda: _arrays(*begin()[:2]))))
+        shapes = jax.eval_shape(lambda: _arrays(*begin(Placement())[:2]))
+        saved = self._checkpoints.restore(placement.of_shapes(shapes))
         if saved is None:
-            return begin()
+            return begin(placement)
         facts, arrays = saved.facts, saved.arrays
         ours = self._order._asdict()
         differing = [

@@ -28,6 +28,7 @@ from jnet import checkpoint
 from jnet.config import TrainConfig, build_model, build_optimizer, load_dataset, read_json, to_json
 from jnet.data import Dataset
 from jnet.layers import Layer
+from jnet.parallel import Placement
 from jnet.train import Report, Row, check_dataset, check_model, evaluate, fit, init_shapes
 
 RUNS = Path("runs")  # where runs go that are not told where
@@ -51,16 +52,18 @@ class Prepared(NamedTuple):
     dataset: Dataset
     model: Layer
     steps: int
+    placement: Placement
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def prepare(config: TrainConfig, placement: Placement) -> Prepared:
     """Load and build what `config` names; raises for everything that can be known to be wrong beforehand."""
     dataset = load_dataset(config)
     check_dataset(dataset, config.batch_size)
+    placement.check_batch_size(config.batch_size)
     model = build_model(config, dataset.num_classes)
     check_model(model, dataset.train.images.shape[1:], dataset.num_classes)
     steps = config.epochs * (len(dataset.train.labels) // config.batch_size)
-    return Prepared(config, dataset, model, steps)
+    return Prepared(config, dataset, model, steps, placement)
 
 
 def new_folder(config: TrainConfig, out: str | None) -> Path:
@@ -86,10 +89,10 @@ def start(config: TrainConfig, folder: Path) -> None:
 
 def train(run: Prepared, folder: Path, report: Callable[[Report], None]) -> float:
     """Train from where the run stands, write the rest of the folder, return the best parameters' test accuracy."""
-    config, dataset, model, steps = run
+    config, dataset, model, steps, placement = run
 
     def report_and_record(event: Report) -> None:
-        if event.finished:
+        if event.finished and placement.leads:
             write(folder / "metrics.csv", to_csv(event.history).encode())
         report(event)
 
@@ -104,12 +107,16 @@ def train(run: Prepared, folder: Path, report: Callable[[Report], None]) -> floa
         checkpoint_dir=folder / "checkpoints",
         save_every=config.save_every,
         keep=config.keep,
+        placement=placement,
         report=report_and_record,
     )
     best, input_shape = result.best, dataset.train.images.shape[1:]
-    test = evaluate(model, best.params, best.model_state, dataset.test)
-    write(folder / "metrics.csv", to_csv(result.history).encode())
+    best = best._replace(params=placement.whole(best.params), model_state=placement.whole(best.model_state))
+    test = evaluate(model, best.params, best.model_state, dataset.test, placement=placement)
     checkpoint.save_tree(folder / "params", {"params": best.params, "model_state": best.model_state})
+    if not placement.leads:
+        return test["accuracy"]
+    write(folder / "metrics.csv", to_csv(result.history).encode())
     write_plots(folder, result.history, best.params, input_shape)
     facts = {
         "input_shape": input_shape,

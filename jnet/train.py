@@ -107,7 +107,7 @@ def fit(
     order = Order(len(dataset.train.labels), batch_size, seed)
     chunk = min(steps_per_call or steps_in_one_call(model, dataset.train, batch_size), save_every or order.steps)
 
-    def begin() -> tuple[TrainState, Best, Progress]:
+    def begin(placement: Placement) -> tuple[TrainState, Best, Progress]:
         state = placement.state(create_state(model, optimizer, jax.random.key(seed), input_shape))
         best = Best(copied(state.params), copied(state.model_state), epoch=0, val_accuracy=-1.0, val_loss=math.inf)
         return state, best, Progress()
@@ -117,7 +117,7 @@ def fit(
     eval_step = make_eval_step(model, loss)
 
     with _saver(checkpoint_dir, order, save_every, keep) as saver:
-        state, best, progress = begin() if saver is None else saver.restore(begin, placement)
+        state, best, progress = begin(placement) if saver is None else saver.restore(begin, placement)
         while progress.epoch < epochs:
             batches = _batches(dataset.train, order, progress, chunk, placement)
             batch = next(batches)
