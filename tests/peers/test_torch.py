@@ -1,6 +1,8 @@
 """Weights to PyTorch and back, held to the outputs of real torch modules."""
 
+import importlib.util
 from collections import OrderedDict
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -248,3 +250,12 @@ def test_half_precision_and_transposed_tensors():
     params, _ = from_torch(layers.affine(4), module.state_dict(), (5,))
     assert params["w"].dtype == jnp.float32
     np.testing.assert_array_equal(params["w"], module.weight.detach().float().numpy().T)
+
+
+def test_the_example_learns():
+    pytest.importorskip("sklearn")
+    path = Path(__file__).parents[2] / "examples" / "pytorch_weights.py"
+    spec = importlib.util.spec_from_file_location("pytorch_weights", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert example.main(epochs=2) > 0.85
