@@ -445,7 +445,7 @@ def check_vjp(
         check.attempt("jit", widest, lambda: check.jit(widest))
         if second_order:
             check.attempt("second order", widest, lambda: check.second_order(widest))
-    return check.report(getattr(f, "__name__", str(f)))
+    return check.report(getattr(f, "__name__", type(f).__name__))
 
 
 def assert_vjp(f: Callable, args: Sequence | Mapping, **options: Any) -> None:
@@ -642,7 +642,7 @@ def _check_pair(forward, backward, args, limit, rng) -> Report:
     check = _Check(problem, limit, rng)
     frame = check._frame("float64")
     check.attempt("backward", "float64", lambda: _pair_rows(check, frame, forward, backward, fill(floats), where))
-    return check.report(getattr(forward, "__name__", str(forward)))
+    return check.report(getattr(forward, "__name__", type(forward).__name__))
 
 
 def _pair_rows(check: _Check, frame: _Frame, forward, backward, filled, where) -> None:

@@ -11,7 +11,7 @@ import pytest
 import jnet
 from jnet.grading import EXERCISES, grade, main
 from jnet.grading.compare import describe
-from jnet.grading.judge import fixed_cases, judge
+from jnet.grading.judging import fixed_cases, judge
 from jnet.grading.record import Slip, point
 from tests import students
 

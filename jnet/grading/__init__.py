@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jnet.grading.dense import AFFINE, DROPOUT, RELU
-from jnet.grading.judge import judge
+from jnet.grading.judging import judge
 from jnet.grading.loss import SOFTMAX_LOSS, SVM_LOSS
 from jnet.grading.normalization import BATCHNORM, LAYERNORM, SPATIAL_BATCHNORM, SPATIAL_GROUPNORM
 from jnet.grading.record import Exercise, Grade, Mistake
