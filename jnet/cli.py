@@ -317,9 +317,9 @@ def _parse(kind: Any, name: str, arguments: Sequence[str], default: Any = None) 
 
 def _unbox(box: str) -> str:
     """The first paragraph of tyro's box (drawn in Unicode or ASCII) as one line, with the option perhaps meant."""
-    lines = [line.strip("│| ") for line in box.splitlines() if line[:1] in ("│", "|")]
-    rules = [place for place, line in enumerate(lines) if line and set(line) <= {"─", "-"}] + [len(lines)]
-    text = " ".join(" ".join(lines[: rules[0]]).split())
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    paragraphs = [" ".join(part.split()) for part in re.split(r"^[─-]+$", "\n".join(lines), flags=re.MULTILINE)]
+    text, *more = [part for part in paragraphs if part]
     text = re.sub(
         r"^Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1: \2; must be an integer", text
     )
@@ -327,7 +327,8 @@ def _unbox(box: str) -> str:
     text = re.sub(
         r"^invalid choice (.*) for argument '(\S+)'. Expected one of \((.*?),?\)\.$", r"\2: \1; must be one of \3", text
     )
-    meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(lines[rules[0] + 1 :]))
+    text = re.sub(r"^Missing from [^:]*: [A-Z]+ (.*?)\.? \(required\)$", r"an argument is missing: \1", text)
+    meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(more))
     return f"{text}; perhaps you meant {meant.group(1)}" if meant else text
 
 

@@ -54,11 +54,13 @@ class TrainConfig:
     """Probability of keeping a unit, in (0, 1]: after each relu (fully_connected_net) or before the last layer."""
     optimizer: OptimizerName = "adam"
     """The rule that turns gradients into steps."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Highest learning rate."""
     schedule: ScheduleName = "cosine"
     """How the rate falls: not at all, half a cosine to 0, to a hundredth exponentially, by 10 at 1/2 and at 3/4."""
-    epochs: int = 10
+    warmup: float = 0.1
+    """Share of the steps, in [0, 1), over which a cosine schedule first rises from 0 to the learning rate."""
+    epochs: int = 8
     """Passes over the training images."""
     batch_size: int = 50
     """Images in a step."""
@@ -86,6 +88,7 @@ class TrainConfig:
             _require(width >= 1, "widths", self.widths, "whole numbers of at least 1")
         _require(0 < self.dropout_keep <= 1, "dropout-keep", self.dropout_keep, "above 0 and at most 1")
         _require(0 < self.learning_rate < math.inf, "learning-rate", self.learning_rate, "a number above 0")
+        _require(0 <= self.warmup < 1, "warmup", self.warmup, "at least 0 and below 1")
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _require(0 <= self.reg < math.inf, "reg", self.reg, "a number of at least 0")
@@ -126,7 +129,7 @@ def build_schedule(config: TrainConfig, steps: int) -> optim.Schedule:
     """The learning rate of each of a run's `steps`."""
     rate = config.learning_rate
     if config.schedule == "cosine":
-        return optim.cosine_schedule(rate, steps)
+        return optim.cosine_schedule(rate, steps, warmup_steps=int(config.warmup * steps))
     if config.schedule == "exponential":
         return optim.exponential_schedule(rate, 0.01, steps)
     if config.schedule == "step":

@@ -118,6 +118,25 @@ def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):
     return jax.jit(evaluate, compiler_options=compiler_options())
 
 
+def smoothed_cross_entropy(epsilon: float) -> Loss:
+    r"""Softmax cross-entropy with labels smoothed: $1 - \epsilon$ on the label and $\epsilon$ shared by all classes.
+
+    With $\ell_k = \log \sum_j e^{s_j} - s_k$ the loss of a row is $(1 - \epsilon)\,\ell_y + \frac{\epsilon}{C} \sum_k \ell_k$.
+    The first term of each $\ell_k$ is the same, so this is $\ell_y + \epsilon\,(s_y - \langle s \rangle)$: the ordinary loss and a
+    linear function of the scores. A class masked by $-\infty$ has a share of the labels, so the loss is then $+\infty$.
+
+    Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7.
+    """
+
+    def loss(logits: Array, labels: Array) -> Array:
+        wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        classes = jnp.arange(logits.shape[1], dtype=labels.dtype)
+        own = jnp.sum(jnp.where(classes[None, :] == labels[:, None], wide, 0), axis=1)
+        return softmax_cross_entropy(logits, labels) + epsilon * jnp.mean(own - jnp.mean(wide, axis=1))
+
+    return loss
+
+
 def _train_step(model: Layer, optimizer: Optimizer, loss: Loss, reg: float, placement: Placement):
     """The step before it is jitted."""
 

@@ -227,7 +227,9 @@ def results(folder):
 def test_twenty_kills(tmp_path):
     """SIGKILL at random moments, every second one during a save; then the run ends as one that was left alone."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start([*OPTIONS, "--out", str(whole)]).wait(300) == 0
+    undisturbed = start([*OPTIONS, "--out", str(whole)])
+    undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0
     rng = random.Random(0)
     kills = kills_while_saving = 0
     while kills < 20:
