@@ -4,7 +4,11 @@ The pairs differ in the layout of the `x_cols` in their caches, as the course's 
 pair.
 """
 
+import functools
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +41,31 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class ConvCache(Sequence):
+    """Unpacks as the course's `(x, w, b, conv_param, x_cols)`; the columns, which jnet never needs, are laid then."""
+
+    x: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+    conv_param: Params
+    images_last: bool
+
+    @functools.cached_property
+    def x_cols(self) -> np.ndarray:
+        """The windows of x as columns, `(C HH WW, N OH OW)`, or with `images_last` `(C HH WW, OH OW N)`."""
+        static = conv_static(self.conv_param)
+        return _columns(self.x, window=self.w.shape[2:], **static, images_last=self.images_last)
+
+    def __len__(self) -> int:
+        """Return 5, as the course's tuple does."""
+        return 5
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return what stands there in the course's tuple."""
+        return (self.x, self.w, self.b, self.conv_param, self.x_cols)[index]
+
+
 def conv_forward_strides(x, w, b, conv_param: Params):
     """Correlate as `conv_forward_naive` does; cache `(x, w, b, conv_param, x_cols)`, x_cols `(C HH WW, N OH OW)`."""
     return _conv_forward(x, w, b, conv_param, images_last=False)
@@ -53,8 +82,8 @@ def conv_forward_im2col(x, w, b, conv_param: Params):
 
 def conv_backward_strides(dout, cache):
     """Return `dx`, `dw`, `db`, each in the shape of its own array."""
-    x, w, b, conv_param, _ = cache
-    return correlate_backward(dout, (x, w, b), **conv_static(conv_param), algorithm="auto")
+    arrays = cache.x, cache.w, cache.b
+    return correlate_backward(dout, arrays, **conv_static(cache.conv_param), algorithm="auto")
 
 
 conv_backward_im2col = conv_backward_strides
@@ -62,11 +91,10 @@ conv_forward_fast = conv_forward_strides
 conv_backward_fast = conv_backward_strides
 
 
-def _conv_forward(x, w, b, conv_param: Params, *, images_last: bool):
+def _conv_forward(x, w, b, conv_param: Params, *, images_last: bool) -> tuple[np.ndarray, ConvCache]:
     x, w, b = floats(x, w, b)
-    static = conv_static(conv_param)
-    x_cols = _columns(x, window=w.shape[2:], **static, images_last=images_last)
-    return correlate(x, w, b, **static, algorithm="auto"), (x, w, b, conv_param, x_cols)
+    out = correlate(x, w, b, **conv_static(conv_param), algorithm="auto")
+    return out, ConvCache(x, w, b, conv_param, images_last)
 
 
 @numpy_jit
@@ -108,11 +136,17 @@ def max_pool_backward_reshape(dout, cache):
 
 @numpy_backward
 def _split_among_ties(dout, x, *, window):
-    n, c, height, width = x.shape
-    tiles = x.reshape(n, c, height // window, window, width // window, window)
-    largest = tiles == jnp.max(tiles, axis=(3, 5), keepdims=True)
-    share = jnp.expand_dims(dout, (3, 5)) / jnp.sum(largest, axis=(3, 5), keepdims=True)
-    return jnp.where(largest, share, 0.0).reshape(x.shape)
+    taps = [x[:, :, row::window, column::window] for row in range(window) for column in range(window)]
+    largest = functools.reduce(jnp.maximum, taps)
+    share = dout / sum((tap == largest).astype(x.dtype) for tap in taps)
+    return jnp.where(x == _spread(largest, window), _spread(share, window), 0.0)
+
+
+def _spread(tiles, window):
+    """Repeat each entry of `(N, C, OH, OW)` over its tile of the image."""
+    n, c, height, width = tiles.shape
+    repeated = jnp.broadcast_to(tiles[:, :, :, None, :, None], (n, c, height, window, width, window))
+    return repeated.reshape(n, c, height * window, width * window)
 
 
 max_pool_forward_im2col = max_pool_forward_naive

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnet.compat.cs231n.boundary import check_labels, floats, nchw, nhwc, numpy_backward, numpy_jit
-from jnet.formulas import activation, affine, convolution, dropout, loss, normalization, pooling
+from jnet.formulas import activation, affine, convolution, loss, normalization, pooling
 
 __all__ = [
     "affine_backward",
@@ -191,20 +191,19 @@ def dropout_forward(x, dropout_param: Params):
     if not 0 < p <= 1:
         raise ValueError(f"dropout_param['p'] is {p}, the probability of keeping a unit; it must be in (0, 1]")
     mask = (np.random.rand(*x.shape) < p) / p
-    return _dropout(x, mask, keep_prob=p), (dropout_param, mask)
+    return _where_kept(x, mask), (dropout_param, mask)
 
 
 def dropout_backward(dout, cache):
     """Return `dx`; the mode is read from `dropout_param` now, as it stands in the dictionary."""
     dropout_param, mask = cache
     (dout,) = floats(dout)
-    return _dropout(dout, mask, keep_prob=float(dropout_param["p"])) if dropout_param["mode"] == "train" else dout
+    return _where_kept(dout, mask) if dropout_param["mode"] == "train" else dout
 
 
-@numpy_jit
-def _dropout(x, mask, *, keep_prob):
-    """The course draws its own mask; given one, dropout is linear, and its backward map serves both ways."""
-    return dropout.dropout_backward(x, dropout.DropoutCache(mask > 0), keep_prob=keep_prob)
+def _where_kept(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Scale by the mask that the course draws, which is none of JAX's; selected, so a dropped inf leaves 0."""
+    return np.multiply(x, mask, where=mask > 0, out=np.zeros_like(x), casting="same_kind")
 
 
 def conv_forward_naive(x, w, b, conv_param: Params):
