@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jnet
+from jnet import cli
 from jnet.grading import EXERCISES, grade, main
 from jnet.grading.compare import describe
 from jnet.grading.judging import fixed_cases, judge
@@ -367,7 +368,7 @@ def file(tmp_path_factory):
 
 
 def test_a_file_is_graded_whatever_its_functions_do(file, capfd):
-    assert main(file, json=True, timeout_s=12) is False
+    assert cli.run(["grade", "--json", "--time-limit", "12", str(file)]) == 1
     sheet = json.loads(capfd.readouterr().out)
     assert (sheet["right"], sheet["graded"]) == (1, 5)
     found = {task["functions"]: [m["name"] for m in task["mistakes"]] for task in sheet["tasks"]}
@@ -385,7 +386,7 @@ def test_a_file_is_graded_whatever_its_functions_do(file, capfd):
 def test_the_text_of_a_sheet(tmp_path, capfd):
     path = tmp_path / "mine.py"
     path.write_text("import numpy as np\n" + textwrap.dedent(inspect.getsource(students.svm_loss)))
-    assert main(path) is True
+    assert cli.run(["grade", str(path)]) == 0
     assert capfd.readouterr().out == f"{path}: 1 of 1 right\n\n  svm_loss  right\n"
 
 
