@@ -17,16 +17,8 @@ import numpy as np
 import tyro
 
 import jnet
-from jnet.config import (
-    MACHINE_OPTIONS,
-    ModelName,
-    Normalization,
-    TrainConfig,
-    build_model,
-    load_dataset,
-    read_json,
-    to_json,
-)
+from jnet.build import build_model, load_dataset
+from jnet.config import MACHINE_OPTIONS, ModelName, Normalization, TrainConfig, read_json, to_json
 from jnet.interrupt import Interrupted
 
 USER_ERRORS = (ValueError, OSError, ImportError)  # what bad input raises; anything else is a defect and shows itself
@@ -222,13 +214,14 @@ def check(options: Check) -> None:
 def export(options: Export) -> None:
     """`jnet export`."""
     from jnet import interop, runs
+    from jnet.logs import write
 
     run = runs.load(Path(options.run))
     path = Path(options.out or Path(options.run) / f"model{interop.FORMATS[options.format]}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"--out: {path}; must be in a folder that exists")
     facts = json.loads(to_json(run.config))
-    runs.write(path, interop.export(options.format, run.model, run.params, run.model_state, run.input_shape, facts))
+    write(path, interop.export(options.format, run.model, run.params, run.model_state, run.input_shape, facts))
     print(path)
 
 

@@ -1,7 +1,6 @@
 """What a run is made of: every option with its default, checked, written to `config.json` and read back.
 
-A configuration is plain data. `build_model`, `build_optimizer` and `load_dataset` turn it into the parts that
-`jnet.train.fit` takes.
+A configuration is plain data; `jnet.build` makes of it the parts that `jnet.train.fit` takes.
 """
 
 from __future__ import annotations
@@ -9,19 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from jnet import data, models, optim
-from jnet.data import Dataset
-from jnet.layers import Layer, dropout, serial
-
-DataName = Literal["mnist5k", "digits", "cifar10"]
+DataName = Literal["mnist5k", "digits", "cifar10", "shards"]
 ModelName = Literal["vgg", "resnet", "three_layer_conv_net", "fully_connected_net"]
 Normalization = Literal["default", "none", "batchnorm", "layernorm", "groupnorm"]
+Precision = Literal["float32", "bf16"]
 OptimizerName = Literal["sgd", "sgd_momentum", "rmsprop", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine", "exponential", "step"]
+
+# Options of the machine, not of the result: a run can be gone on with on other devices.
+MACHINE_OPTIONS = ("devices", "shard_params", "coordinator", "num_processes")
 
 # Options of the machine, not of the result: a run can be gone on with on other devices.
 MACHINE_OPTIONS = ("devices", "shard_params", "coordinator", "num_processes")
@@ -39,9 +39,9 @@ class TrainConfig:
     """The options of `jnet train` that decide what a run computes."""
 
     data: DataName = "mnist5k"
-    """The images to learn: 5,000 of MNIST, scikit-learn's 1,797 digits, or CIFAR-10 from --data-dir."""
+    """The images to learn: 5,000 of MNIST, scikit-learn's 1,797 digits, CIFAR-10, or shards of one's own."""
     data_dir: str = ""
-    """The folder that holds CIFAR-10, in its official binary or Python layout."""
+    """The folder that holds CIFAR-10, in its official binary or Python layout, or shards (jnet.shards)."""
     model: ModelName = "vgg"
     """The network."""
     widths: tuple[int, ...] = ()
@@ -66,12 +66,42 @@ class TrainConfig:
     """Images in a step."""
     reg: float = 0.0
     """L2 strength: 0.5 * reg * sum(w**2) over weights is added to the loss."""
+    weight_decay: float | None = None
+    """Decay of weights, not of biases and scales: decoupled (adamw) or added to the gradient. None: 1e-4 with adamw,
+    0 with the others.
+    """
+    clip: float | None = None
+    """Largest Euclidean norm of a step's gradient; longer ones are shrunk to it. None: no limit."""
+    accumulate: int = 1
+    """Batches whose mean gradient makes one step of the optimizer."""
+    ema: float | None = None
+    """Decay per step, in (0, 1), of a moving average of the parameters, which is then what is validated and kept."""
+    label_smoothing: float = 0.0
+    """Share of each label, in [0, 1), that is given to all classes alike."""
+    precision: Precision = "float32"
+    """Number format of the computation; with bf16 parameters, statistics and losses stay float32."""
+    standardize: bool = False
+    """Give each channel mean 0 and deviation 1, by the statistics of the training images."""
+    augment_crop: int = 0
+    """Pixels of padding around a training image before it is cut out again at a random place; 0: none."""
+    augment_flip: bool = False
+    """Mirror training images left to right at random."""
+    augment_cutout: int = 0
+    """Side, in pixels, of a square that is blanked at a random place of a training image; 0: none."""
     seed: int = 0
-    """Decides the split, the initial parameters, the order of the images and dropout."""
+    """Decides the split, the initial parameters, the order of the images, their changes and dropout."""
     save_every: int | None = None
     """Steps between two checkpoints. None: at the end of an epoch, if ten seconds have passed."""
     keep: int = 3
     """Checkpoints to keep, the newest."""
+    tensorboard: bool = False
+    """Also log to RUN/tensorboard, as event files."""
+    norms: bool = False
+    """Also log each layer's norms after each epoch, of activations, their gradients and weight gradients: norms.csv."""
+    profile: int = 0
+    """Steps to trace, from the eleventh on, for Perfetto and TensorBoard: RUN/profile; 0: none."""
+    debug_nans: bool = False
+    """Name the layer and the pass in which the first value that is not finite appears. Slow."""
     devices: int | None = None
     """Devices of this process that share each batch; on a CPU so many are made. None: all there are, one on a CPU."""
     shard_params: bool = False
@@ -92,54 +122,21 @@ class TrainConfig:
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "at least 1")
         _require(0 <= self.reg < math.inf, "reg", self.reg, "a number of at least 0")
+        for name in ("weight_decay", "clip"):
+            value = getattr(self, name)
+            fits = value is None or ((value > 0 if name == "clip" else value >= 0) and value < math.inf)
+            _require(fits, name, value, "a number above 0, or None" if name == "clip" else "at least 0, or None")
+        _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "above 0 and below 1, or None")
+        _require(0 <= self.label_smoothing < 1, "label-smoothing", self.label_smoothing, "at least 0 and below 1")
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
+        for name in ("augment_crop", "augment_cutout", "profile"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(self.seed >= 0, "seed", self.seed, "at least 0")
         _require(self.save_every is None or self.save_every >= 1, "save-every", self.save_every, "at least 1, or None")
         _require(self.keep >= 1, "keep", self.keep, "at least 1")
         _require(self.devices is None or self.devices >= 1, "devices", self.devices, "at least 1, or None")
         _require(self.num_processes >= 1, "num-processes", self.num_processes, "at least 1")
         _check_model_options(self)
-
-
-def load_dataset(config: TrainConfig) -> Dataset:
-    """The images that `config` names."""
-    return data.load(config.data, root=config.data_dir or None, seed=config.seed)
-
-
-def build_model(config: TrainConfig, num_classes: int) -> Layer:
-    """The network that `config` names."""
-    widths = config.widths or DEFAULT_WIDTHS[config.model]
-    normalization = {"default": "batchnorm", "none": None}.get(config.normalization, config.normalization)
-    if config.model == "fully_connected_net":
-        return models.fully_connected_net(
-            list(widths), num_classes, dropout_keep_ratio=config.dropout_keep, normalization=normalization
-        )
-    if config.model == "vgg":
-        model = models.vgg(widths, num_classes, normalization=normalization)
-    elif config.model == "resnet":
-        model = models.resnet(widths, num_classes=num_classes)
-    else:
-        model = models.three_layer_conv_net(widths[0], hidden_dim=widths[1], num_classes=num_classes)
-    if config.dropout_keep < 1:
-        *features, classifier = model.children.values()
-        return serial(*features, dropout(config.dropout_keep), classifier)
-    return model
-
-
-def build_schedule(config: TrainConfig, steps: int) -> optim.Schedule:
-    """The learning rate of each of a run's `steps`."""
-    rate = config.learning_rate
-    if config.schedule == "cosine":
-        return optim.cosine_schedule(rate, steps, warmup_steps=int(config.warmup * steps))
-    if config.schedule == "exponential":
-        return optim.exponential_schedule(rate, 0.01, steps)
-    if config.schedule == "step":
-        return optim.step_schedule(rate, [max(1, steps // 2), max(1, 3 * steps // 4)])
-    return optim.constant_schedule(rate)
-
-
-def build_optimizer(config: TrainConfig, steps: int) -> optim.Optimizer:
-    """The optimizer that `config` names, for a run of `steps`."""
-    return getattr(optim, config.optimizer)(build_schedule(config, steps))
 
 
 def to_json(config: TrainConfig) -> str:
@@ -173,11 +170,12 @@ def read_json(path: Path) -> TrainConfig:
 def _typed(name: str, value: Any) -> Any:
     """A value from JSON in the type of its option; JSON has no tuples, and 1 is a float there too."""
     kind = typing.get_type_hints(TrainConfig)[name]
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)  # int | None
     if typing.get_origin(kind) is tuple and isinstance(value, list) and all(type(item) is int for item in value):
         return tuple(value)
-    if kind is float and type(value) is int:
+    if float in kinds and type(value) is int:
         return float(value)
-    if type(value) in (str if typing.get_origin(kind) is Literal else kind, *typing.get_args(kind)):
+    if type(value) in kinds or (typing.get_origin(kind) is Literal and isinstance(value, str)):
         return value
     expected = getattr(kind, "__name__", str(kind))
     raise ValueError(f"--{name.replace('_', '-')}: {value!r}; must be {expected}")
@@ -201,8 +199,9 @@ def _check_model_options(config: TrainConfig) -> None:
     if config.model == "resnet":
         fits = config.normalization in ("default", "batchnorm")
         _require(fits, "normalization", config.normalization, "batchnorm for resnet")
-    if config.data == "cifar10":
-        _require(bool(config.data_dir), "data-dir", "not given", "the folder that holds CIFAR-10")
+    if config.data in ("cifar10", "shards"):
+        wanted = "the folder that holds CIFAR-10" if config.data == "cifar10" else "the folder of the shards"
+        _require(bool(config.data_dir), "data-dir", "not given", wanted)
     else:
         _require(not config.data_dir, "data-dir", config.data_dir, f"left out: {config.data} comes with a package")
 
@@ -210,4 +209,4 @@ def _check_model_options(config: TrainConfig) -> None:
 def _require(condition: bool, option: str, value: Any, expected: str) -> None:
     if not condition:
         shown = value if isinstance(value, str) else repr(value)
-        raise ValueError(f"--{option}: {shown}; must be {expected}")
+        raise ValueError(f"--{option.replace('_', '-')}: {shown}; must be {expected}")

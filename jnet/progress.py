@@ -59,6 +59,7 @@ class Report(NamedTuple):
     accuracy: float
     finished: bool  # whether this step was the last of its epoch
     history: tuple[Row, ...]  # a row for each epoch finished
+    state: Any  # the TrainState after the step; its buffers are gone when `fit` goes on
 
 
 def add_steps(progress: Progress, order: Order, metrics: dict[str, Any]) -> Progress:
@@ -98,7 +99,7 @@ def better(best: Best, params: Any, model_state: Any, row: Row) -> Best:
     return Best(copied(params), copied(model_state), int(row["epoch"]), row["val_accuracy"], row["val_loss"])
 
 
-def report_of(progress: Progress, order: Order, metrics: dict[str, Any], epochs: int) -> Report:
+def report_of(progress: Progress, order: Order, metrics: dict[str, Any], epochs: int, state: Any) -> Report:
     """What there is to tell after a call that had these metrics."""
     finished = progress.batch == 0
     return Report(
@@ -109,6 +110,7 @@ def report_of(progress: Progress, order: Order, metrics: dict[str, Any], epochs:
         accuracy=float(np.ravel(metrics["accuracy"])[-1]),
         finished=finished,
         history=progress.history,
+        state=state,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -28,7 +29,8 @@ class Saver:
         """Open `folder`; see `fit` for the other arguments."""
         self._folder, self._order, self._save_every = Path(folder), order, save_every
         self._checkpoints = Checkpoints(folder, keep)
-        self._signals = noted_signals()
+        # processes that train together would stop at different steps: there signals act as ever
+        self._signals = noted_signals() if jax.process_count() == 1 else contextlib.nullcontext(lambda: None)
         self._saved_step, self._saved_time = 0, time.monotonic()
 
     def __enter__(self) -> Saver:
@@ -75,7 +77,8 @@ class Saver:
     def _is_due(self, progress: Progress) -> bool:
         if self._save_every is not None:
             return progress.step(self._order) // self._save_every > self._saved_step // self._save_every
-        return progress.batch == 0 and time.monotonic() - self._saved_time >= SAVE_SECONDS
+        waited = time.monotonic() - self._saved_time
+        return progress.batch == 0 and (waited >= SAVE_SECONDS or jax.process_count() > 1)  # all must agree
 
     def _save(self, state: TrainState, best: Best, progress: Progress) -> None:
         step = progress.step(self._order)

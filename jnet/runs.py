@@ -7,16 +7,15 @@
     RUN/filters.png    the first layer
     RUN/params/        the best parameters and their running statistics (Orbax)
     RUN/result.json    the test accuracy; written last, so that a run that has it has ended
+    RUN/norms.csv, RUN/tensorboard/, RUN/profile/      on request
 
 Each file is written to a neighbour and renamed, so that a reader finds it whole or not at all.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,9 +24,11 @@ import jax
 
 import jnet
 from jnet import checkpoint
-from jnet.config import TrainConfig, build_model, build_optimizer, load_dataset, read_json, to_json
-from jnet.data import Dataset
+from jnet.build import build_loss, build_model, build_optimizer, load_dataset
+from jnet.config import TrainConfig, read_json, to_json
+from jnet.data import Dataset, channel_statistics
 from jnet.layers import Layer
+from jnet.logs import check_installed, open_logs, to_csv, write
 from jnet.parallel import Placement
 from jnet.train import Report, Row, check_dataset, check_model, evaluate, fit, init_shapes
 
@@ -57,10 +58,12 @@ class Prepared(NamedTuple):
 
 def prepare(config: TrainConfig, placement: Placement) -> Prepared:
     """Load and build what `config` names; raises for everything that can be known to be wrong beforehand."""
+    check_installed(config)
     dataset = load_dataset(config)
     check_dataset(dataset, config.batch_size)
     placement.check_batch_size(config.batch_size)
-    model = build_model(config, dataset.num_classes)
+    statistics = channel_statistics(dataset.train) if config.standardize else None
+    model = build_model(config, dataset.num_classes, statistics)
     check_model(model, dataset.train.images.shape[1:], dataset.num_classes)
     steps = config.epochs * (len(dataset.train.labels) // config.batch_size)
     return Prepared(config, dataset, model, steps, placement)
@@ -91,25 +94,32 @@ def train(run: Prepared, folder: Path, report: Callable[[Report], None]) -> floa
     """Train from where the run stands, write the rest of the folder, return the best parameters' test accuracy."""
     config, dataset, model, steps, placement = run
 
-    def report_and_record(event: Report) -> None:
-        if event.finished and placement.leads:
-            write(folder / "metrics.csv", to_csv(event.history).encode())
-        report(event)
-
-    result = fit(
-        model,
-        dataset,
-        build_optimizer(config, steps),
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        reg=config.reg,
-        checkpoint_dir=folder / "checkpoints",
-        save_every=config.save_every,
-        keep=config.keep,
-        placement=placement,
-        report=report_and_record,
+    loss, optimizer = build_loss(config), build_optimizer(config, steps)
+    logs = (
+        open_logs(config, model, dataset, folder, steps) if placement.leads else contextlib.nullcontext(lambda _: None)
     )
+    with logs as log:
+
+        def log_and_report(event: Report) -> None:
+            log(event)
+            report(event)
+
+        result = fit(
+            model,
+            dataset,
+            optimizer,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            loss=loss,
+            reg=config.reg,
+            checkpoint_dir=folder / "checkpoints",
+            save_every=config.save_every,
+            keep=config.keep,
+            debug_nans=config.debug_nans,
+            placement=placement,
+            report=log_and_report,
+        )
     best, input_shape = result.best, dataset.train.images.shape[1:]
     best = best._replace(params=placement.whole(best.params), model_state=placement.whole(best.model_state))
     test = evaluate(model, best.params, best.model_state, dataset.test, placement=placement)
@@ -166,25 +176,3 @@ def write_plots(folder: Path, history: Sequence[Row], params: Any, input_shape: 
     write(folder / "curves.png", plots.to_png(plots.learning_curves(history, title=folder.name)))
     filters = plots.filter_grid(plots.first_filters(params, input_shape), title="first layer")
     write(folder / "filters.png", plots.to_png(filters))
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """The rows of a history as CSV; numbers as Python writes them, so that they read back exactly."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write `path` so that it is there whole or not at all, even if the process dies here."""
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with neighbour.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        neighbour.replace(path)
-    finally:
-        neighbour.unlink(missing_ok=True)

@@ -121,9 +121,9 @@ def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):
 def smoothed_cross_entropy(epsilon: float) -> Loss:
     r"""Softmax cross-entropy with labels smoothed: $1 - \epsilon$ on the label and $\epsilon$ shared by all classes.
 
-    With $\ell_k = \log \sum_j e^{s_j} - s_k$ the loss of a row is $(1 - \epsilon)\,\ell_y + \frac{\epsilon}{C} \sum_k \ell_k$.
-    The first term of each $\ell_k$ is the same, so this is $\ell_y + \epsilon\,(s_y - \langle s \rangle)$: the ordinary loss and a
-    linear function of the scores. A class masked by $-\infty$ has a share of the labels, so the loss is then $+\infty$.
+    With $\ell_k = \log \sum_j e^{s_j} - s_k$ a row's loss is $(1-\epsilon)\,\ell_y + \frac{\epsilon}{C}\sum_k\ell_k$.
+    All $\ell_k$ share their first term, so this is $\ell_y + \epsilon\,(s_y - \langle s\rangle)$: the ordinary loss
+    and a linear function of the scores. A class masked by $-\infty$ has a share of the labels: the loss is $+\infty$.
 
     Reference: Szegedy et al. 2016, arXiv:1512.00567, section 7.
     """

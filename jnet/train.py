@@ -29,6 +29,7 @@ from jnet.step import (
     make_eval_step,
     make_train_epoch,
     make_train_step,
+    smoothed_cross_entropy,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ __all__ = [
     "make_eval_step",
     "make_train_epoch",
     "make_train_step",
+    "smoothed_cross_entropy",
     "steps_in_one_call",
 ]
 
@@ -79,6 +81,7 @@ def fit(
     checkpoint_dir: str | Path | None = None,
     save_every: int | None = None,
     keep: int = 3,
+    debug_nans: bool = False,
     placement: Placement = Placement(),  # noqa: B008 (immutable)
     report: Callable[[Report], None] | None = None,
 ) -> FitResult:
@@ -96,6 +99,9 @@ def fit(
     With `placement` the batch is shared by the devices of a mesh (`jnet.parallel`); the run is the same but for
     rounding.
 
+    `debug_nans` takes the steps one by one, and names the layer and the pass in which the first value that is not
+    finite appeared.
+
     Raises `ValueError` for arguments out of range, data that cannot be learnt from (empty, not finite, labels out of
     range) and a checkpoint of another run; `FloatingPointError`, naming the step, at the first loss that is not finite.
     """
@@ -105,7 +111,9 @@ def fit(
     input_shape = dataset.train.images.shape[1:]
     check_model(model, input_shape, dataset.num_classes)
     order = Order(len(dataset.train.labels), batch_size, seed)
-    chunk = min(steps_per_call or steps_in_one_call(model, dataset.train, batch_size), save_every or order.steps)
+    if steps_per_call is None:
+        steps_per_call = 1 if debug_nans else steps_in_one_call(model, dataset.train, batch_size)
+    chunk = min(steps_per_call, save_every or order.steps)
 
     def begin(placement: Placement) -> tuple[TrainState, Best, Progress]:
         state = placement.state(create_state(model, optimizer, jax.random.key(seed), input_shape))
@@ -114,6 +122,8 @@ def fit(
 
     step = make_train_step(model, optimizer, loss, reg, placement)
     scan = make_train_epoch(model, optimizer, loss, reg, placement)
+    if debug_nans:
+        step = _watched(step, model, loss)
     eval_step = make_eval_step(model, loss)
 
     with _saver(checkpoint_dir, order, save_every, keep) as saver:
@@ -132,7 +142,7 @@ def fit(
                     progress = finish_epoch(progress, order, val)
                     best = better(best, params, state.model_state, progress.history[-1])
                 if report is not None:
-                    report(report_of(progress, order, metrics, epochs))
+                    report(report_of(progress, order, metrics, epochs, state))
                 if saver is not None:
                     saver.save_if_due(state, best, progress, last=progress.epoch == epochs)
     return FitResult(state, list(progress.history), best)
@@ -180,10 +190,15 @@ def check_dataset(dataset: Dataset, batch_size: int) -> None:
 
 
 def check_model(model: Layer, input_shape: tuple[int, ...], num_classes: int) -> None:
-    """Raise `ValueError` unless `model` makes `num_classes` scores of an input of `input_shape` (no batch axis)."""
-    _, _, scores = init_shapes(model, input_shape)
+    """Raise `ValueError` unless `model` makes `num_classes` scores of an input of `input_shape` (no batch axis).
+
+    It is traced once as in training, so that what its layers refuse is known before anything is done.
+    """
+    params, model_state, scores = init_shapes(model, input_shape)
     if scores != (num_classes,):
         raise ValueError(f"model: makes {scores} of an input {input_shape}; must make ({num_classes},), its classes")
+    images = jax.ShapeDtypeStruct((2, *input_shape), np.float32)
+    jax.eval_shape(lambda *args: model.apply(*args, train=True, key=jax.random.key(0)), params, model_state, images)
 
 
 def _check_arguments(**counts: int | None) -> None:
@@ -200,6 +215,21 @@ def _saver(
     from jnet.resume import Saver  # Orbax takes a second to import
 
     return Saver(folder, order, save_every, keep)
+
+
+def _watched(step: Callable, model: Layer, loss: Loss) -> Callable:
+    """The same step, which looks for the origin where the loss or a parameter is not finite."""
+    from jnet.probe import first_not_finite
+
+    def watched(state: TrainState, batch: Batch):
+        before = copied(state)
+        state, metrics = step(state, batch)
+        if not all(bool(np.isfinite(leaf).all()) for leaf in jax.tree.leaves((metrics["loss"], state.params))):
+            where = first_not_finite(model, loss, before, batch) or "the optimizer"
+            raise FloatingPointError(f"step {int(before.step) + 1}: the first value that is not finite is in {where}")
+        return state, metrics
+
+    return watched
 
 
 def _batches(split: Split, order: Order, progress: Progress, chunk: int, placement: Placement) -> Iterator[Batch]:
