@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jnet import reference
-from jnet.formulas import activation, convolution, loss, normalization, pooling, recurrent
+from jnet.formulas import activation, convolution, fused, loss, normalization, pooling, recurrent
 from jnet.formulas.affine import affine_backward, affine_forward
 from jnet.formulas.dropout import dropout_backward, dropout_forward
 
@@ -26,9 +26,16 @@ __all__ = [
     "Entry",
     "Sample",
     "affine",
+    "affine_relu",
     "avg_pool2d",
     "batchnorm",
+    "batchnorm_add_relu",
     "batchnorm_inference",
+    "batchnorm_relu",
+    "batchnorm_relu_conv2d",
+    "batchnorm_relu_max_pool2d",
+    "bias_relu",
+    "bias_relu_max_pool2d",
     "bind",
     "conv2d",
     "dropout",
@@ -72,8 +79,7 @@ def bind(
     Args:
         forward: `forward(*arrays, **statics) -> (out, cache)`; the cache is a pytree of arrays.
         backward: `backward(dout, cache, **statics) -> cotangents`: one for each differentiable array, in order, in a
-        tuple
-            (bare if there is only one). It takes as keywords those statics that it needs.
+            tuple (bare if there is only one). It takes as keywords those statics that it needs.
         static: names of the arguments that are hashable Python values (stride, padding, eps), never arrays.
         nondiff: names of the array arguments without a gradient (labels, random keys).
 
@@ -202,6 +208,25 @@ temporal_softmax_loss = bind(
     nondiff=("labels", "mask"),
 )
 
+# Neighbours as one op; `layers.serial` finds them.
+_POOL = ("window", "stride", "padding", "dilation")
+_CONV = ("stride", "padding", "dilation", "groups", "algorithm")
+affine_relu = bind(fused.affine_relu_forward, fused.affine_relu_backward)
+bias_relu = bind(fused.bias_relu_forward, fused.bias_relu_backward)
+bias_relu_max_pool2d = bind(fused.bias_relu_max_pool2d_forward, fused.bias_relu_max_pool2d_backward, static=_POOL)
+batchnorm_relu = bind(fused.batchnorm_relu_forward, fused.batchnorm_relu_backward, static=("eps", "axis_name"))
+batchnorm_add_relu = bind(
+    fused.batchnorm_add_relu_forward, fused.batchnorm_add_relu_backward, static=("eps", "axis_name")
+)
+batchnorm_relu_max_pool2d = bind(
+    fused.batchnorm_relu_max_pool2d_forward,
+    fused.batchnorm_relu_max_pool2d_backward,
+    static=("eps", "axis_name", *_POOL),
+)
+batchnorm_relu_conv2d = bind(
+    fused.batchnorm_relu_conv2d_forward, fused.batchnorm_relu_conv2d_backward, static=("eps", "axis_name", *_CONV)
+)
+
 
 # The catalogue
 
@@ -266,6 +291,7 @@ _ODD = {"x": normal(5, 3, 4, 6), "gamma": normal(6), "beta": normal(6)}
 _ROWS = {"x": normal(9, 7), "gamma": normal(7), "beta": normal(7)}
 _ONE = {"x": normal(1, 1), "gamma": normal(1), "beta": normal(1)}
 _CONSTANT = {"x": exactly(np.full((4, 2), 3.0)), "gamma": normal(2), "beta": normal(2)}
+_FEW = {"x": normal(3, 4, 3, 2), "gamma": normal(2), "beta": normal(2)}  # by chance none at a kink, even in bfloat16
 _KINK = Sample({"x": exactly([[-1.0, -0.0, 0.0, 1e-30, -1e-30, 2.0]])})
 _CELL = {"wx": normal(3, 2), "wh": normal(2, 2), "b": normal(2)}
 _GATES = {"wx": normal(3, 8), "wh": normal(2, 8), "b": normal(8)}
@@ -532,6 +558,92 @@ CATALOGUE: tuple[Entry, ...] = (
                     "labels": labels((3, 2), 5),
                     "mask": exactly([[True, False], [True, True], [False, False]]),
                 }
+            ),
+        ),
+    ),
+    Entry(
+        "affine_relu",
+        affine_relu,
+        fused.affine_relu_forward,
+        fused.affine_relu_backward,
+        reference.affine_relu,
+        ("x", "w", "b"),
+        (
+            Sample({"x": normal(5, 7), "w": normal(7, 4), "b": normal(4)}),
+            Sample({"x": normal(3, 2, 4), "w": normal(8, 6), "b": normal(6)}),
+            Sample({"x": normal(0, 3), "w": normal(3, 2), "b": normal(2)}),
+        ),
+        (Sample({"x": exactly([[0.0], [1.0]]), "w": exactly([[1.0, -1.0]]), "b": exactly([0.0, 1.0])}),),
+    ),
+    Entry(
+        "bias_relu",
+        bias_relu,
+        fused.bias_relu_forward,
+        fused.bias_relu_backward,
+        reference.bias_relu,
+        ("x", "b"),
+        (Sample({"x": normal(2, 3, 4, 5), "b": normal(5)}), Sample({"x": normal(0, 3), "b": normal(3)})),
+        (Sample({"x": exactly([[-1.0, 0.0], [1.0, 2.0]]), "b": exactly([1.0, -2.0])}),),
+    ),
+    Entry(
+        "bias_relu_max_pool2d",
+        bias_relu_max_pool2d,
+        fused.bias_relu_max_pool2d_forward,
+        fused.bias_relu_max_pool2d_backward,
+        reference.bias_relu_max_pool2d,
+        ("x", "b"),
+        (
+            Sample({"x": normal(2, 6, 5, 3), "b": normal(3)}),
+            Sample({"x": normal(2, 5, 6, 2), "b": normal(2)}, {"window": 3, "stride": 2, "padding": 1}),
+            Sample({"x": normal(1, 6, 7, 2), "b": normal(2)}, {"window": (2, 3), "stride": 1, "dilation": (1, 2)}),
+        ),
+        (Sample({"x": exactly(np.ones((1, 4, 4, 2))), "b": exactly([-1.0, 1.0])}),),
+    ),
+    Entry(
+        "batchnorm_relu",
+        batchnorm_relu,
+        fused.batchnorm_relu_forward,
+        fused.batchnorm_relu_backward,
+        reference.batchnorm_relu,
+        ("x", "gamma", "beta"),
+        (Sample(_ROWS), Sample(_FEW, {"eps": 1e-3})),
+    ),
+    Entry(
+        "batchnorm_add_relu",
+        batchnorm_add_relu,
+        fused.batchnorm_add_relu_forward,
+        fused.batchnorm_add_relu_backward,
+        reference.batchnorm_add_relu,
+        ("x", "gamma", "beta", "shortcut"),
+        (
+            Sample({**_ROWS, "shortcut": normal(9, 7)}),
+            Sample({**_FEW, "shortcut": normal(3, 4, 3, 2)}, {"eps": 1e-3}),
+        ),
+    ),
+    Entry(
+        "batchnorm_relu_max_pool2d",
+        batchnorm_relu_max_pool2d,
+        fused.batchnorm_relu_max_pool2d_forward,
+        fused.batchnorm_relu_max_pool2d_backward,
+        reference.batchnorm_relu_max_pool2d,
+        ("x", "gamma", "beta"),
+        (
+            Sample(_FEW),
+            Sample(_FEW, {"window": 3, "stride": (1, 2), "padding": 1}),
+        ),
+    ),
+    Entry(
+        "batchnorm_relu_conv2d",
+        batchnorm_relu_conv2d,
+        fused.batchnorm_relu_conv2d_forward,
+        fused.batchnorm_relu_conv2d_backward,
+        reference.batchnorm_relu_conv2d,
+        ("x", "gamma", "beta", "w", "b"),
+        (
+            Sample({**_FEW, "w": normal(3, 3, 2, 4), "b": normal(4)}),
+            Sample(
+                {**_FEW, "w": normal(3, 2, 1, 4), "b": None},
+                {"eps": 1e-3, "stride": (2, 1), "padding": 1, "groups": 2},
             ),
         ),
     ),

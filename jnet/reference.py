@@ -15,9 +15,16 @@ from jax import Array, lax
 
 __all__ = [
     "affine",
+    "affine_relu",
     "avg_pool2d",
     "batchnorm",
+    "batchnorm_add_relu",
     "batchnorm_inference",
+    "batchnorm_relu",
+    "batchnorm_relu_conv2d",
+    "batchnorm_relu_max_pool2d",
+    "bias_relu",
+    "bias_relu_max_pool2d",
     "conv2d",
     "dropout",
     "groupnorm",
@@ -136,6 +143,60 @@ def avg_pool2d(x, window=2, stride=None, padding="VALID", count_include_pad=True
     inside = _windows(jnp.ones_like(_wide(x)), window, stride, padding, 1, 0.0)
     size = taps.shape[-1] if count_include_pad else jnp.sum(inside, axis=-1)
     return _low(jnp.sum(taps, axis=-1) / size, x)
+
+
+def bias_relu(x, b):
+    """`max(x + b, 0)`, b a channel."""
+    return relu(x + _row(b.astype(x.dtype), x))
+
+
+def affine_relu(x, w, b):
+    """`relu(affine(x, w, b))`."""
+    return relu(affine(x, w, b))
+
+
+def bias_relu_max_pool2d(x, b, window=2, stride=None, padding="VALID", dilation=1):
+    """`max_pool2d(bias_relu(x, b))`."""
+    return max_pool2d(bias_relu(x, b), window, stride, padding, dilation)
+
+
+def batchnorm_relu(x, gamma, beta, eps=1e-5, axis_name=None):
+    """`relu` of batchnorm's out; return (out, mean, var)."""
+    out, mean, var = batchnorm(x, gamma, beta, eps, axis_name)
+    return relu(out), mean, var
+
+
+def batchnorm_add_relu(x, gamma, beta, shortcut, eps=1e-5, axis_name=None):
+    """`relu` of batchnorm's out plus the shortcut; return (out, mean, var)."""
+    out, mean, var = batchnorm(x, gamma, beta, eps, axis_name)
+    return relu(out + shortcut.astype(x.dtype)), mean, var
+
+
+def batchnorm_relu_max_pool2d(
+    x, gamma, beta, eps=1e-5, axis_name=None, window=2, stride=None, padding="VALID", dilation=1
+):
+    """`max_pool2d` of batchnorm_relu's out; return (out, mean, var)."""
+    out, mean, var = batchnorm_relu(x, gamma, beta, eps, axis_name)
+    return max_pool2d(out, window, stride, padding, dilation), mean, var
+
+
+def batchnorm_relu_conv2d(
+    x,
+    gamma,
+    beta,
+    w,
+    b=None,
+    eps=1e-5,
+    axis_name=None,
+    stride=1,
+    padding="SAME",
+    dilation=1,
+    groups=1,
+    algorithm="auto",
+):
+    """`conv2d` of batchnorm_relu's out; return (out, mean, var)."""
+    out, mean, var = batchnorm_relu(x, gamma, beta, eps, axis_name)
+    return conv2d(out, w, b, stride, padding, dilation, groups, algorithm), mean, var
 
 
 def softmax_cross_entropy(logits, labels):

@@ -121,8 +121,8 @@ def test_one_byte_an_output_is_kept():
     x = jnp.zeros((2, 8, 8, 4), jnp.float32)
     out, cache = max_pool2d_forward(x)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == out.size
-    for window, dtype in (((15, 17), jnp.uint8), ((16, 16), jnp.uint16)):
-        cache = jax.eval_shape(lambda x, window=window: max_pool2d_forward(x, window=window, padding=9)[1], x)
+    for window, dtype in (((2, 127), jnp.uint8), ((15, 17), jnp.uint16)):
+        cache = jax.eval_shape(lambda x, window=window: max_pool2d_forward(x, window=window, padding=(9, 64))[1], x)
         assert cache.winner.dtype == dtype
     _, cache = avg_pool2d_forward(x)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(cache)) == 0

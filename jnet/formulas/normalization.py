@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jnet.formulas.outline import outlined
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
@@ -29,14 +30,14 @@ __all__ = [
     "groupnorm_forward",
     "layernorm_backward",
     "layernorm_forward",
+    "normalized",
 ]
 
 
 class BatchnormCache(NamedTuple):
     """What the backward pass of `batchnorm` needs."""
 
-    x: Array  # (N, ..., C), the input's own dtype
-    mean: Array  # (C,), float32 or wider
+    centred: Array  # (N, ..., C), x - mean in the input's own dtype
     rstd: Array  # (C,), float32 or wider
     gamma: Array  # (C,)
 
@@ -73,8 +74,9 @@ def batchnorm_forward(
     $\langle n\rangle = \gamma\bar\beta/M$ and $\langle nh\rangle = \gamma\bar\gamma/M$, so the parameters' gradients
     are the only sums needed.
 
-    **Kept:** `x`, and `mean`, `rstd`, `gamma` a channel. $h$ is one multiply-add to rebuild and a whole activation to
-    store.
+    **Kept:** $x - m$, with `rstd` and `gamma` a channel. The variance needs $x - m$ written in any case; all that
+    follows is made from it, so `x` need not live on beside it. $h$ is one multiplication to rebuild and a whole
+    activation to store.
 
     A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and
     variance 0.
@@ -86,18 +88,31 @@ def batchnorm_forward(
     Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of
     CS231n.
 
-    Returns `(out, mean, var)`, out in x's dtype, mean and var float32 or wider, and the cache.
+    Returns `(out, mean, var)`, out in x's dtype, mean and var float32 or wider, and the cache. (In float16 no entry may
+    lie farther than 65504 from its mean.)
     """
     _check_channels("batchnorm", x, 2, gamma=gamma, beta=beta)
+    centred, mean, var = _centre(x, axis_name=axis_name)
+    cache = BatchnormCache(centred, jax.lax.rsqrt(var + eps), gamma)
+    return (normalized(cache, beta), mean, var), cache
+
+
+@outlined(static=("axis_name",))  # or XLA centres x again wherever it is used, and keeps both
+def _centre(x: Array, *, axis_name: str | None) -> tuple[Array, Array, Array]:
+    """Return `x - mean` in x's dtype, the mean and the variance."""
     wide = widen(x)
     axes, size = _all_but_last(x, axis_name)
     mean = _total(jnp.sum(wide, axis=axes), axis_name) / size
     centred = wide - _row(mean, x)
     var = _total(jnp.sum(centred * centred, axis=axes), axis_name) / size
-    rstd = jax.lax.rsqrt(var + eps)
-    scale = widen(gamma) * rstd
-    out = centred * _row(scale, x) + _row(widen(beta), x)
-    return (out.astype(x.dtype), mean, var), BatchnormCache(x, mean, rstd, gamma)
+    return centred.astype(x.dtype), mean, var
+
+
+def normalized(cache: BatchnormCache, beta: Array) -> Array:
+    """Return gamma h + beta, the output of `batchnorm`, from what it keeps."""
+    centred, rstd, gamma = cache
+    out = widen(centred) * _row(widen(gamma) * rstd, centred) + _row(widen(beta), centred)
+    return out.astype(centred.dtype)
 
 
 def batchnorm_backward(
@@ -105,16 +120,16 @@ def batchnorm_backward(
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta` by the simplified formula; `dout` holds the cotangents of out, mean and var."""
     dy, dmean, dvar = dout
-    x, mean, rstd, gamma = cache
-    axes, size = _all_but_last(x, axis_name)
-    dy, centred, scale = widen(dy), widen(x) - _row(mean, x), widen(gamma) * rstd
+    dtype, rstd, gamma = cache.centred.dtype, cache.rstd, cache.gamma
+    axes, size = _all_but_last(cache.centred, axis_name)
+    dy, centred, scale = widen(dy), widen(cache.centred), widen(gamma) * rstd
     dbeta = jnp.sum(dy, axis=axes)
     dgamma = jnp.sum(dy * centred, axis=axes) * rstd
     # dx is affine in dy and x - mean, with three coefficients a channel.
     along_h = (2.0 * dvar - scale * rstd * _total(dgamma, axis_name)) / size
     along_1 = (dmean - scale * _total(dbeta, axis_name)) / size
-    dx = _row(scale, x) * dy + _row(along_h, x) * centred + _row(along_1, x)
-    return dx.astype(x.dtype), dgamma, dbeta
+    dx = _row(scale, dy) * dy + _row(along_h, dy) * centred + _row(along_1, dy)
+    return dx.astype(dtype), dgamma, dbeta
 
 
 def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:
@@ -123,16 +138,16 @@ def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: Batchnorm
     The same result as `batchnorm_backward`, in more passes over the data: the form to learn from, and to check against.
     """
     dy, dmean, dvar = dout
-    x, mean, rstd, gamma = cache
-    axes, size = _all_but_last(x)
-    dy, centred = widen(dy), widen(x) - _row(mean, x)
-    h = centred * _row(rstd, x)
+    dtype, rstd, gamma = cache.centred.dtype, cache.rstd, cache.gamma
+    axes, size = _all_but_last(cache.centred)
+    dy, centred = widen(dy), widen(cache.centred)
+    h = centred * _row(rstd, dy)
     # y = gamma * h + beta
     dbeta = jnp.sum(dy, axis=axes)
     dgamma = jnp.sum(dy * h, axis=axes)
-    dh = dy * _row(widen(gamma), x)
+    dh = dy * _row(widen(gamma), dy)
     # h = centred * rstd
-    dcentred = dh * _row(rstd, x)
+    dcentred = dh * _row(rstd, dy)
     drstd = jnp.sum(dh * centred, axis=axes)
     # rstd = 1 / std
     std = 1.0 / rstd
@@ -140,15 +155,15 @@ def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: Batchnorm
     # std = sqrt(var + eps)
     dvar = dvar + 0.5 * dstd / std
     # var = sum(square) / size
-    dsquare = jnp.broadcast_to(_row(dvar / size, x), x.shape)
+    dsquare = jnp.broadcast_to(_row(dvar / size, dy), dy.shape)
     # square = centred ** 2
     dcentred = dcentred + 2.0 * centred * dsquare
     # centred = x - mean
     dx = dcentred
     dmean = dmean - jnp.sum(dcentred, axis=axes)
     # mean = sum(x) / size
-    dx = dx + _row(dmean / size, x)
-    return dx.astype(x.dtype), dgamma, dbeta
+    dx = dx + _row(dmean / size, dy)
+    return dx.astype(dtype), dgamma, dbeta
 
 
 class BatchnormInferenceCache(NamedTuple):

@@ -18,15 +18,19 @@ __all__ = [
     "MaxPool2dCache",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
+    "largest",
     "max_pool2d_backward",
     "max_pool2d_forward",
+    "nobody",
+    "pool_geometry",
+    "to_winners",
 ]
 
 
 class MaxPool2dCache(NamedTuple):
     """What the backward pass of `max_pool2d` needs: one byte an output."""
 
-    winner: Array  # (N, OH, OW, C), uint8 (wider from 256 taps on): the tap that won, i * WW + j
+    winner: Array  # (N, OH, OW, C), uint8 (wider from 255 taps on): the tap that won, i * WW + j
     image: Array  # (0, H, W, C), no bytes: the size of the image, which strides may not tell
 
 
@@ -67,7 +71,7 @@ def max_pool2d_forward(
     `windows.resolve_padding`. Returns `out: (N, OH, OW, C)` in x's dtype, and the cache. Raises `ValueError` where no
     window fits.
     """
-    where = _geometry("max_pool2d", x, window, stride, padding, dilation)
+    where = pool_geometry("max_pool2d", x, window, stride, padding, dilation)
     out, winner = _largest(x, where=where)
     return out, MaxPool2dCache(winner, x[:0])
 
@@ -82,23 +86,32 @@ def max_pool2d_backward(
     dilation: int | Sequence[int] = 1,
 ) -> Array:
     """Return `dx: (N, H, W, C)`; derivation in `max_pool2d_forward`."""
-    where = _geometry("max_pool2d", cache.image, window, stride, padding, dilation)
-    winner, dout = cache.winner[:, :, None, :, None, :], dout[:, :, None, :, None, :]
-
-    def part(shift: Pair, taps: np.ndarray) -> Array:
-        if where.stride == (1, 1):  # either order is right; XLA vectorises this one without blocks, that one with
-            return _shift(jnp.where(winner == taps, dout, jnp.zeros((), dout.dtype)), shift, where)
-        is_winner = _shift(winner, shift, where, _nobody(where)) == taps
-        return jnp.where(is_winner, _shift(dout, shift, where), jnp.zeros((), dout.dtype))
-
-    return _gather(part, where)
+    where = pool_geometry("max_pool2d", cache.image, window, stride, padding, dilation)
+    return to_winners(dout, cache.winner, where)
 
 
 @outlined(static=("where",))  # the index must be stored, not found again once a pixel from the whole of x
 def _largest(x: Array, *, where: Geometry) -> tuple[Array, Array]:
-    """Return the largest entry of each window and its number."""
-    largest, winner = _by_bands(_largest_of_band, x, where)
-    return largest, winner
+    return largest(x, where)
+
+
+def largest(x: Array, where: Geometry) -> tuple[Array, Array]:
+    """Return the largest entry of each window and the number of its tap, both `(N, OH, OW, C)`."""
+    values, winner = _by_bands(_largest_of_band, x, where)
+    return values, winner
+
+
+def to_winners(dout: Array, winner: Array, where: Geometry) -> Array:
+    """Return `dx: (N, H, W, C)`, each `dout` added to the pixel that won; a winner `nobody(where)` gets nothing."""
+    winner, dout = winner[:, :, None, :, None, :], dout[:, :, None, :, None, :]
+
+    def part(shift: Pair, taps: np.ndarray) -> Array:
+        if where.stride == (1, 1):  # either order is right; XLA vectorises this one without blocks, that one with
+            return _shift(jnp.where(winner == taps, dout, jnp.zeros((), dout.dtype)), shift, where)
+        is_winner = _shift(winner, shift, where, nobody(where)) == taps
+        return jnp.where(is_winner, _shift(dout, shift, where), jnp.zeros((), dout.dtype))
+
+    return _gather(part, where)
 
 
 def _largest_of_band(x: Array, where: Geometry) -> tuple[Array, Array]:
@@ -148,7 +161,7 @@ def avg_pool2d_forward(
     Arguments as in `max_pool2d_forward`. Returns `out: (N, OH, OW, C)` in x's dtype, and the cache. A window that lies
     wholly on padding which is not counted is the mean of nothing, NaN.
     """
-    where = _geometry("avg_pool2d", x, window, stride, padding, 1)
+    where = pool_geometry("avg_pool2d", x, window, stride, padding, 1)
     (total,) = _by_bands(_sum_of_band, widen(x), where)
     return (total / _count(where, count_include_pad)).astype(x.dtype), AvgPool2dCache(x[:0])
 
@@ -163,11 +176,11 @@ def avg_pool2d_backward(
     count_include_pad: bool = True,
 ) -> Array:
     """Return `dx: (N, H, W, C)`; derivation in `avg_pool2d_forward`."""
-    where = _geometry("avg_pool2d", cache.image, window, stride, padding, 1)
+    where = pool_geometry("avg_pool2d", cache.image, window, stride, padding, 1)
     share = (widen(dout) / _count(where, count_include_pad))[:, :, None, :, None, :]
 
     def part(shift: Pair, taps: np.ndarray) -> Array:
-        covered = taps != _nobody(where)
+        covered = taps != _no_tap(where)
         return jnp.where(covered, _shift(share, shift, where), jnp.zeros((), share.dtype))
 
     return _gather(part, where).astype(dout.dtype)
@@ -190,19 +203,25 @@ def _count(where: Geometry, count_include_pad: bool) -> np.ndarray:
 # Geometry, known while tracing
 
 
-def _geometry(op: str, x: Array, window, stride, padding: Padding, dilation) -> Geometry:
+def pool_geometry(op: str, x: Array, window, stride, padding: Padding, dilation) -> Geometry:
+    """Check `x: (N, H, W, C)` and lay the windows of `op` over it; `stride` None is the window."""
     require_float(op, x=x)
     require(x.ndim == 4, f"{op}: x has shape {x.shape}; it must be (N, H, W, C)")
     return geometry(op, x.shape[1:3], window, window if stride is None else stride, padding, dilation)
 
 
-def _index_dtype(where: Geometry) -> np.dtype:
-    return np.min_scalar_type(_nobody(where))
-
-
-def _nobody(where: Geometry) -> int:
-    """Return a number that no tap of a window has."""
+def nobody(where: Geometry) -> int:
+    """Return a number for the winner of a window in which no pixel wins."""
     return where.window[0] * where.window[1]
+
+
+def _no_tap(where: Geometry) -> int:
+    """Return a number that neither a tap nor a winner has."""
+    return nobody(where) + 1
+
+
+def _index_dtype(where: Geometry) -> np.dtype:
+    return np.min_scalar_type(_no_tap(where))
 
 
 def _pixels(where: Geometry) -> list[np.ndarray]:
@@ -216,11 +235,11 @@ def _pixels(where: Geometry) -> list[np.ndarray]:
 def _gather(part: Callable[[Pair, np.ndarray], Array], where: Geometry) -> Array:
     """Sum `part(shift, taps)`, `(N, A, s, B, s, C)`, over the shifts; return it as an image, `(N, H, W, C)`.
 
-    `taps: (1, 1, s, 1, s, 1)` numbers the tap that is on each place of a block, `_nobody` where there is none.
+    `taps: (1, 1, s, 1, s, 1)` numbers the tap that is on each place of a block, `_no_tap` where there is none.
     """
     total, (rows, columns) = None, (_taps_by_shift(where, axis) for axis in (0, 1))
     for (u, tops), (v, lefts) in product(rows.items(), columns.items()):
-        taps = np.where((tops[:, None] < 0) | (lefts < 0), _nobody(where), tops[:, None] * where.window[1] + lefts)
+        taps = np.where((tops[:, None] < 0) | (lefts < 0), _no_tap(where), tops[:, None] * where.window[1] + lefts)
         term = part((u, v), taps[None, None, :, None, :, None].astype(_index_dtype(where)))
         total = term if total is None else total + term
     assert total is not None, "a window has at least one tap"
