@@ -1,21 +1,29 @@
 """`python -m benchmarks COMMAND`: see `--help`."""
 
 import sys
+from collections.abc import Callable
 
 import tyro
 
-from benchmarks import ops, steps
+from benchmarks import fitting, ops, report, scaling, steps
 
-COMMANDS = {"steps": steps.main, "ops": ops.main}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "steps": steps.main,
+    "ops": ops.main,
+    "scaling": scaling.main,
+    "fit": fitting.main,
+    "report": report.main,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command that the arguments name."""
-    try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="python -m benchmarks")
-    except ValueError as error:
-        sys.exit(f"benchmarks: {error}")
+    """Run the command that the arguments name; ValueError tells what is wrong with one."""
+    tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="python -m benchmarks")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -16,6 +16,7 @@ from benchmarks.tables import grid, number, show
 from benchmarks.workloads import WORKLOADS, Workload, checked
 
 Row = results.Row
+RIVALS = ("flax", "equinox", "torch")
 PATIENCE = 20.0  # seconds a step: a contender that needs more in its first turn gets no second
 GROUP = ("device", "workload", "allocator", "precision")  # what is measured in one run and compared
 PATH = results.FOLDER / "steps.csv"
@@ -89,17 +90,30 @@ def race(
     return list(rows.values())
 
 
+def fastest(rows: Sequence[Row], library: str) -> Row | None:
+    """The row of a library's fastest mode; jnet on its plain twins is not jnet."""
+    mine = [
+        row
+        for row in rows
+        if not row.get("error") and row["contender"].split(":")[0] == library and "reference" not in row["contender"]
+    ]
+    return min(mine, key=lambda row: row["p50_ms"], default=None)
+
+
 def ratios(rows: Sequence[Row]) -> dict[str, float]:
-    """The fastest contender of each rival over the fastest jnet, by p50, in one race; `rival` is the least of them."""
-    fastest: dict[str, float] = {}
-    for row in rows:
-        library, *variants = row["contender"].split(":")
-        if not row.get("error") and "reference" not in variants:
-            fastest[library] = min(row["p50_ms"], fastest.get(library, float("inf")))
-    jnet = fastest.pop("jnet", None)
-    if jnet is None or not fastest:
+    """How many times as long as jnet each rival takes in one race, both in their fastest mode; `rival` is the least."""
+    jnet = fastest(rows, "jnet")
+    if jnet is None:
         return {}
-    return {"rival": min(fastest.values()) / jnet} | {library: time / jnet for library, time in fastest.items()}
+    rivals = {library: fastest(rows, library) for library in RIVALS}
+    found = {library: row["p50_ms"] / jnet["p50_ms"] for library, row in rivals.items() if row is not None}
+    return {"rival": min(found.values())} | found if found else {}
+
+
+def memory(rows: Sequence[Row]) -> float | None:
+    """Compiled temporaries of jnet over those of Flax, of the fastest mode of each: the configuration that is timed."""
+    jnet, flax = fastest(rows, "jnet"), fastest(rows, "flax")
+    return jnet["temporaries"] / flax["temporaries"] if jnet and flax and flax["temporaries"] else None
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

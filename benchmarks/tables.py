@@ -26,5 +26,5 @@ def number(value: Any, digits: int, scale: float = 1.0) -> str:
 def show(table: Table) -> None:
     """Print a table whole: a pipe or a narrow terminal gets long lines, not cut ones."""
     console = Console()
-    console.width = max(console.width, console.measure(table).maximum)
+    console.width = max(console.width, Console(width=1000).measure(table).maximum)
     console.print(table)

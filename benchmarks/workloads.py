@@ -42,7 +42,7 @@ def checked(workload: Workload) -> int:
 
     Dropout makes a loss noisy, and small networks can afford to average it.
     """
-    return 24 if workload.network == "fc" else 8
+    return 48 if workload.network == "fc" else 8
 
 
 def batch(workload: Workload) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,7 @@ def main(
     allocator: Literal["default", "tuned"] = "tuned",
     precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     options: Literal["default", "reduce", "off"] = "reduce",
+    rounding: bool = False,
     repeat: int = 5,
     seconds: float = 0.05,
     save: bool = False,
@@ -46,6 +47,7 @@ def main(
         allocator: the system's malloc as it is, or told to keep its memory; the same for every side.
         precision: of the matrix products; bfloat16 is the dtype of everything.
         options: which fusions XLA hands to its YNN library on a CPU, for every side; jnet trains with reduce.
+        rounding: with both, find the largest error against float64, which takes a while.
         repeat: rounds, in each of which every side has one turn.
         seconds: length of a turn.
         save: put the rows into benchmarks/results/ops.csv.
@@ -69,7 +71,7 @@ def main(
     rows: list[Row] = []
     for name in op or CASES:
         for index in case or range(len(CASES[name])):
-            rows += measure(workers, name, index, CASES[name][index].label, mode, repeat, seconds)
+            rows += measure(workers, name, index, CASES[name][index].label, mode, rounding, repeat, seconds)
         jax_worker.call("forget")
         rows = [row | where for row in rows]
         show(table([row for row in rows if row["op"] == name], name))
@@ -84,11 +86,16 @@ def main(
 
 
 def measure(
-    workers: dict[str, Worker], op: str, index: int, label: str, modes: Sequence[str], rounds: int, seconds: float
+    workers: dict[str, Worker],
+    op: str,
+    index: int,
+    label: str,
+    modes: Sequence[str],
+    rounding: bool,
+    rounds: int,
+    seconds: float,
 ) -> Iterable[Row]:
     """The rows of one case: a row a mode and side."""
-    jax_sides = tuple(side for side in workers if side != "torch")
-    errors = workers[jax_sides[0]].call("errors", op, index, jax_sides) if "both" in modes else {}
     for mode in modes:
         rows: dict[str, Row] = {}
         times: dict[str, list[float]] = {side: [] for side in workers}
@@ -101,6 +108,8 @@ def measure(
                 info = worker.call("prepare", op, index, mode, side)
                 outputs[side] = info.pop("out")
                 rows[side] |= info
+                if rounding and mode == "both" and side != "torch":
+                    rows[side]["rounding"] = worker.call("error", op, index, side)
             except WorkerError as error:
                 rows[side]["error"] = str(error)
         for round_, side in itertools.product(range(rounds), rows):
@@ -110,8 +119,7 @@ def measure(
             if times[side]:
                 timing = summarise(times[side])
                 row |= {"p20_ms": 1e3 * timing.p20, "p50_ms": 1e3 * timing.p50, "p80_ms": 1e3 * timing.p80}
-                row |= {"calls": timing.calls, "rounding": errors.get(side) if mode == "both" else None}
-                row |= {"error": _doubt(op, outputs.get("jnet"), outputs[side])}
+                row |= {"calls": timing.calls, "error": _doubt(op, outputs.get("jnet"), outputs[side])}
         yield from rows.values()
 
 
@@ -119,7 +127,7 @@ def table(rows: Sequence[Row], title: str) -> Table:
     """A line a shape and mode: jnet's time, how much longer the others take, and what else there is to know."""
     headings = ("shape", "mode", "jnet ms", "reference /", "native /", "torch /", "GF/s", "GB/s", "of peak")
     headings += ("kept MB", "by autodiff", "temporaries MB", "autodiff's", "rounding")
-    return grid(title, headings, [_line(group) for group in _groups(rows) if "jnet" in group])
+    return grid(title, headings, [_line(group) for group in groups(rows) if "jnet" in group])
 
 
 def summary(rows: Sequence[Row]) -> Table:
@@ -127,10 +135,10 @@ def summary(rows: Sequence[Row]) -> Table:
     lines = []
     for mode, rival in itertools.product(MODES, SIDES[1:]):
         found = {}
-        for group in _groups(rows):
-            ratio = _ratio(group, rival)
-            if ratio is not None and group["jnet"]["mode"] == mode:
-                found[f"{group['jnet']['op']} {group['jnet']['case']}"] = ratio
+        for group in groups(rows):
+            times = ratio(group, rival)
+            if times is not None and group["jnet"]["mode"] == mode:
+                found[f"{group['jnet']['op']} {group['jnet']['case']}"] = times
         if found:
             worst = min(found, key=lambda name: found[name])
             cells = (number(geometric_mean(found.values()), 2), number(found[worst], 2), worst)
@@ -138,16 +146,17 @@ def summary(rows: Sequence[Row]) -> Table:
     return grid("all shapes", ("", "shapes", "geometric mean", "worst", "at"), lines)
 
 
-def _groups(rows: Sequence[Row]) -> Iterable[dict[str, Row]]:
+def groups(rows: Sequence[Row]) -> Iterable[dict[str, Row]]:
     """The rows without an error, side by side."""
-    groups: dict[tuple, dict[str, Row]] = {}
+    found: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         if not row.get("error"):
-            groups.setdefault((row["op"], row["case"], row["mode"]), {})[row["side"]] = row
-    return groups.values()
+            found.setdefault((row["op"], row["case"], row["mode"]), {})[row["side"]] = row
+    return found.values()
 
 
-def _ratio(group: dict[str, Row], rival: str) -> float | None:
+def ratio(group: dict[str, Row], rival: str) -> float | None:
+    """How many times as long as jnet a rival takes."""
     return group[rival]["p50_ms"] / group["jnet"]["p50_ms"] if rival in group and "jnet" in group else None
 
 
@@ -159,7 +168,7 @@ def _line(group: dict[str, Row]) -> tuple[str, ...]:
         jnet["case"],
         jnet["mode"],
         number(jnet["p50_ms"], 3),
-        *(number(_ratio(group, rival), 2) for rival in SIDES[1:]),
+        *(number(ratio(group, rival), 2) for rival in SIDES[1:]),
         number(jnet["flops"] / seconds or None, 0, 1e-9),
         number(jnet["bytes"] / seconds, 1, 1e-9),
         f"{ideal / seconds:.0%}",

@@ -88,6 +88,21 @@ def _conv(
     return Case(_label((images, size, size, channels), note), arrays, static, flops)
 
 
+def _with(case: Case, static: Mapping[str, Any] | None = None, **arrays: Maker) -> Case:
+    return case._replace(arrays={**case.arrays, **arrays}, static={**case.static, **(static or {})})
+
+
+def _biased(case: Case) -> Case:
+    channels = int(case.label.split()[0].split("x")[-1])
+    return _with(case, b=normal(channels))
+
+
+def _normed(case: Case) -> Case:
+    """A convolution of what batchnorm and relu make of its images."""
+    channels = int(case.label.split()[0].split("x")[-1])
+    return _with(case, gamma=normal(channels), beta=normal(channels))._replace(auxiliary=True)
+
+
 def _pool(shape: tuple[int, ...], window: int, stride: int, **static: Any) -> Case:
     note = f"{window}x{window}/{stride}" + "".join(f", {name} {value}" for name, value in static.items())
     return Case(_label(shape, note), {"x": normal(*shape)}, {"window": window, "stride": stride, **static})
@@ -159,6 +174,21 @@ CASES: dict[str, tuple[Case, ...]] = {
         _pool((64, 16, 16, 128), 3, 1, padding=2, dilation=2),
     ),
     "avg_pool2d": (_pool((64, 32, 32, 64), 2, 2), _pool((64, 32, 32, 64), 3, 2, padding=1)),
+    "affine_relu": (_affine(100, (3072,), 100), _affine(256, (1024,), 1024), _affine(100, (16, 16, 32), 100)),
+    "bias_relu": tuple(_biased(_elementwise(*shape)) for shape in ((100, 32, 32, 32), _MAPS[1])),
+    "bias_relu_max_pool2d": tuple(_biased(_pool(shape, 2, 2)) for shape in ((100, 32, 32, 32), _MAPS[1])),
+    "batchnorm_relu": tuple(_norm(*shape, auxiliary=True) for shape in ((100, 100), (256, 1024), *_MAPS)),
+    "batchnorm_add_relu": tuple(
+        _with(_norm(*shape, auxiliary=True), shortcut=normal(*shape))
+        for shape in ((128, 32, 32, 16), (128, 16, 16, 32), (128, 8, 8, 64))
+    ),
+    "batchnorm_relu_max_pool2d": tuple(
+        _with(_norm(*shape, auxiliary=True), {"window": 2, "stride": 2}) for shape in _MAPS
+    ),
+    "batchnorm_relu_conv2d": tuple(
+        _normed(_conv(*sizes, 3))
+        for sizes in ((64, 32, 64, 64), (64, 16, 128, 128), (64, 8, 256, 256), (128, 32, 16, 16), (128, 8, 64, 64))
+    ),
     "softmax_cross_entropy": (
         _classes("logits", 128, 10),
         _classes("logits", 256, 1000),

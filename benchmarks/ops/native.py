@@ -68,6 +68,38 @@ def avg_pool2d(x, window=2, stride=None, padding=0, count_include_pad=True):
     return _reduce(x, 0.0, lax.add, window, stride, padding, 1) / window**2
 
 
+def affine_relu(x, w, b):
+    return jax.nn.relu(affine(x, w, b))
+
+
+def bias_relu(x, b):
+    return jax.nn.relu(x + b)
+
+
+def bias_relu_max_pool2d(x, b, **static):
+    return max_pool2d(bias_relu(x, b), **static)
+
+
+def batchnorm_relu(x, gamma, beta):
+    out, mean, var = batchnorm(x, gamma, beta)
+    return jax.nn.relu(out), mean, var
+
+
+def batchnorm_add_relu(x, gamma, beta, shortcut):
+    out, mean, var = batchnorm(x, gamma, beta)
+    return jax.nn.relu(out + shortcut), mean, var
+
+
+def batchnorm_relu_max_pool2d(x, gamma, beta, **static):
+    out, mean, var = batchnorm_relu(x, gamma, beta)
+    return max_pool2d(out, **static), mean, var
+
+
+def batchnorm_relu_conv2d(x, gamma, beta, w, **static):
+    out, mean, var = batchnorm_relu(x, gamma, beta)
+    return conv2d(out, w, **static), mean, var
+
+
 def softmax_cross_entropy(logits, labels):
     log_p = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1))
@@ -87,8 +119,8 @@ def lstm_step(x, h, c, wx, wh, b):
 
 def lstm(x, h0, c0, wx, wh, b):
     def step(state, now):
-        state = lstm_step(now, *state, wx, wh, b)
-        return state, state[0]
+        h, c = lstm_step(now, state[0], state[1], wx, wh, b)
+        return (h, c), h
 
     (_, c), out = lax.scan(step, (h0, c0), x.swapaxes(0, 1))
     return out.swapaxes(0, 1), c

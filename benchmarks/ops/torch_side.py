@@ -52,6 +52,34 @@ def avg_pool2d(x, window, stride, **static):
     return F.avg_pool2d(x, window, stride, **static)
 
 
+def affine_relu(x, w, b):
+    return F.relu(affine(x, w, b), inplace=True)
+
+
+def bias_relu(x, b):
+    return F.relu(x + b.view(1, -1, 1, 1), inplace=True)
+
+
+def bias_relu_max_pool2d(x, b, **static):
+    return max_pool2d(bias_relu(x, b), **static)
+
+
+def batchnorm_relu(x, gamma, beta):
+    return F.relu(batchnorm(x, gamma, beta), inplace=True)
+
+
+def batchnorm_add_relu(x, gamma, beta, shortcut):
+    return F.relu(batchnorm(x, gamma, beta) + shortcut, inplace=True)
+
+
+def batchnorm_relu_max_pool2d(x, gamma, beta, **static):
+    return max_pool2d(batchnorm_relu(x, gamma, beta), **static)
+
+
+def batchnorm_relu_conv2d(x, gamma, beta, w, **static):
+    return conv2d(batchnorm_relu(x, gamma, beta), w, **static)
+
+
 def softmax_cross_entropy(logits, labels):
     return F.cross_entropy(logits, labels)
 
@@ -148,6 +176,8 @@ class TorchSide:
                 torch.cuda.synchronize()
 
         self._call = call
+        if mode != "forward":
+            return {"out": None}
         out = first[0].float()
         return {"out": (out.permute(0, 2, 3, 1) if out.ndim == 4 else out).cpu().numpy()}
 
@@ -164,10 +194,10 @@ class TorchSide:
         if not tensor.is_floating_point():
             return tensor if tensor.dtype is torch.bool else tensor.long()
         tensor = tensor.to(self._dtype)
-        if tensor.ndim == 4 and name == "x" and op != "affine":
-            return tensor.permute(0, 3, 1, 2)
-        if op == "conv2d" and name == "w":
+        if name == "w" and tensor.ndim == 4:
             return tensor.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
-        if op in ("affine", "temporal_affine") and name == "w":
+        if tensor.ndim == 4 and "affine" not in op:
+            return tensor.permute(0, 3, 1, 2)
+        if name == "w" and "affine" in op:
             return tensor.T.contiguous()
         return tensor
