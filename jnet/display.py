@@ -23,17 +23,16 @@ def show_progress(epochs: int, steps: int) -> Iterator[Callable[[Report], None]]
         TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(
-            "{task.fields[rate]:.1f} steps/s  loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.3f}"
-        ),
+        TextColumn("{task.fields[now]}"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True, refresh_per_second=REFRESH) as bar:
-        task = bar.add_task("", total=steps, epoch=1, epochs=epochs, loss=float("nan"), accuracy=float("nan"), rate=0.0)
+        task = bar.add_task("", total=steps, epoch=1, epochs=epochs, now="compiling")
 
         def show(report: Report) -> None:
-            fields = {"epoch": report.epoch, "loss": report.loss, "accuracy": report.accuracy}
-            bar.update(task, completed=report.step, rate=bar.tasks[0].speed or 0.0, **fields)
+            rate = bar.tasks[0].speed or 0.0
+            now = f"{rate:.1f} steps/s  loss {report.loss:.4f}  accuracy {report.accuracy:.3f}"
+            bar.update(task, completed=report.step, epoch=report.epoch, now=now)
             if report.finished:
                 bar.console.print(epoch_line(report.history[-1], epochs), highlight=False)
 
