@@ -365,6 +365,42 @@ def temporal_softmax_loss(g, s, labels, mask):
 # --8<-- [end:temporal_softmax_loss]
 
 
+# --8<-- [start:fused]
+@derivation("bias_relu", x=(2, 2), b=(2,))
+def bias_relu(g, x, b):
+    y, (dx,) = relu(g, x + b)
+    return y, (dx, dx.sum(axis=0))
+
+
+@derivation("affine_relu", x=(2, 2), w=(2, 2), b=(2,))
+def affine_relu(g, x, w, b):
+    y, (dz,) = relu(g, x @ w + b)
+    return y, affine(dz, x, w, b)[1]
+
+
+@derivation("bias_relu_max_pool2d", x=(1, 3, 2, 1), b=(1,), static={"window": 2, "stride": 1})
+def bias_relu_max_pool2d(g, x, b, window, stride):
+    y, (dy,) = relu(g, max_pool2d(g, x, window, stride)[0] + b)  # the pool first
+    return y, (max_pool2d(dy, x, window, stride)[1][0], dy.sum(axis=(0, 1, 2)))
+
+
+@derivation("batchnorm_relu", x=(3, 2), gamma=(2,), beta=(2,), static={"eps": 0.25})
+def batchnorm_relu(g, x, gamma, beta, eps):
+    (z, m, v), _ = batchnorm(g, x, gamma, beta, eps)
+    y, (dz,) = relu(g[0], z)
+    return (y, m, v), batchnorm((dz, *g[1:]), x, gamma, beta, eps)[1]
+
+
+@derivation("batchnorm_add_relu", x=(3, 1), gamma=(1,), beta=(1,), shortcut=(3, 1), static={"eps": 0.25})
+def batchnorm_add_relu(g, x, gamma, beta, shortcut, eps):
+    (z, m, v), _ = batchnorm(g, x, gamma, beta, eps)
+    y, (dz,) = relu(g[0], z + shortcut)
+    return (y, m, v), (*batchnorm((dz, *g[1:]), x, gamma, beta, eps)[1], dz)
+
+
+# --8<-- [end:fused]
+
+
 def symbols(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """An array of real symbols."""
     places = [sympy.Symbol("_".join([name, *map(str, index)]), real=True) for index in np.ndindex(shape)]

@@ -12,25 +12,29 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 SOURCE = re.compile(r"^\{\{ source ([\w.]+) \}\}$", re.MULTILINE)
+KEPT = re.compile(r"^\{\{ kept (\w+) \}\}$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add a page a notebook, and the files of MathJax that the pages load."""
+    """Add a page a notebook, the list of the examples, and the files of MathJax that the pages load."""
     for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
         text = notebook_to_markdown(json.loads(notebook.read_text()))
         files.append(File.generated(config, f"examples/{notebook.stem}.md", content=text))
+    readme = (ROOT / "examples/README.md").read_text()
+    files.append(File.generated(config, "examples/index.md", content=readme.replace(".ipynb)", ".md)")))
     for path in mathjax_files():
         files.append(File.generated(config, f"mathjax/{path.relative_to(mathjax())}", abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each line `{{ source package.module.function }}` by that function's code."""
-    return SOURCE.sub(lambda match: f"```python\n{source(match[1])}\n```", markdown)
+    """Replace `{{ source package.module.function }}` by that code, `{{ kept op }}` by its rows of tables/kept.md."""
+    markdown = SOURCE.sub(lambda match: f"```python\n{source(match[1])}\n```", markdown)
+    return KEPT.sub(lambda match: kept_rows(match[1]), markdown)
 
 
 def source(name: str) -> str:
-    """The code of a function or class as it stands in its file; a function's docstring is rendered, so left out here."""
+    """The code of a function or class from its file; the docstring of a function, which the page shows, is left out."""
     module, _, wanted = name.rpartition(".")
     path = ROOT / module.replace(".", "/")
     text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
@@ -42,6 +46,13 @@ def source(name: str) -> str:
     else:
         kept = lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(kept)
+
+
+def kept_rows(op: str) -> str:
+    """The rows of one op in the table of bytes kept for the backward pass."""
+    head, rule, *rows = (ROOT / "docs/tables/kept.md").read_text().splitlines()
+    title = "Bytes kept for the backward pass, in float32, what is an argument counted too:"
+    return "\n".join([title, "", head, rule, *(row for row in rows if row.startswith(f"| `{op}` |"))])
 
 
 def notebook_to_markdown(notebook: dict[str, Any]) -> str:
