@@ -6,14 +6,14 @@ A document has a table between `<!-- benchmarks:NAME -->` and `<!-- /benchmarks 
 """
 
 import difflib
-import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks import ops, results, scaling, steps
+from benchmarks import goals, ops, results, scaling, steps
 from benchmarks.tables import show
 from benchmarks.workloads import WORKLOADS
 
@@ -29,90 +29,91 @@ def main(readme: bool = False, check: bool = False, plots: bool = False) -> None
     Args:
         readme: write the tables of the documents from the CSVs.
         check: fail where a document's table is not that of the CSVs; write nothing.
-        plots: draw benchmarks/results/*.png.
+        plots: draw docs/images/performance_*.png.
     """
     if readme or check:
         for path in map(ROOT.joinpath, DOCUMENTS):
             if path.exists():
                 _update(path, check)
     elif plots:
-        draw(results.FOLDER)
+        draw(ROOT / "docs" / "images")
     else:
-        for (workload, allocator, precision), rows in races().items():
+        for (_, precision, workload, allocator), rows in races().items():
             show(steps.table(rows, f"{workload}, allocator {allocator}, {precision}"))
         op_rows = results.load(ops.PATH)
         for name in dict.fromkeys(row["op"] for row in op_rows):
             show(ops.table([row for row in op_rows if row["op"] == name], name))
         show(ops.summary(op_rows))
-        for axis, rows in itertools.groupby(results.load(scaling.PATH), key=lambda row: row["axis"]):
-            show(scaling.table(list(rows), axis))
+        for (axis, allocator), rows in _grouped(results.load(scaling.PATH), "axis", "allocator").items():
+            show(scaling.table(rows, f"{axis}, allocator {allocator}"))
 
 
-def races() -> dict[tuple[str, str, str], list[Row]]:
-    """The committed training steps: the rows of each race, by workload, allocator and precision."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
-    for row in results.load(steps.PATH):
-        found.setdefault((row["workload"], row["allocator"], row["precision"]), []).append(row)
+def races() -> dict[tuple[str, str, str, str], list[Row]]:
+    """The committed training steps: the rows of each race, by device, precision, workload and allocator."""
+    found = _grouped(results.load(steps.PATH), "device", "precision", "workload", "allocator")
     order = list(WORKLOADS)
-    return dict(sorted(found.items(), key=lambda item: (item[0][2], item[0][1], order.index(item[0][0]))))
+    return dict(sorted(found.items(), key=lambda item: (*item[0][:2], order.index(item[0][2]), item[0][3])))
 
 
-# The tables of the documents, in Markdown
+# The tables of the documents, in Markdown: one for each device and precision
 
 
 def training() -> str:
     """Milliseconds a training step of everyone's fastest mode, and the ratios that matter."""
-    lines = []
-    for (workload, allocator, precision), rows in races().items():
-        fastest = {library: steps.fastest(rows, library) for library in ("jnet", *steps.RIVALS)}
-        if precision != "float32" or fastest["jnet"] is None:
-            continue
-        cells = [_time(fastest[library]) for library in ("jnet", *steps.RIVALS)]
-        memory = steps.memory(rows)
-        ratio = steps.ratios(rows).get("rival")
-        lines.append(
-            [workload, allocator, *cells, _bold(ratio), "" if memory is None else f"{memory:.2f}", _compile(rows)]
-        )
     head = ("workload", "allocator", "jnet ms", "flax", "equinox", "torch", "fastest rival / jnet")
-    return _markdown((*head, "temporaries, jnet / flax", "compile, jnet / flax"), lines) + _taken(
-        results.load(steps.PATH)
-    )
+    head += ("temporaries, jnet / flax", "compile, jnet / flax")
+
+    def lines(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+        for (workload, allocator), race in _grouped(rows, "workload", "allocator").items():
+            times = [_time(steps.fastest(race, library)) for library in ("jnet", *steps.RIVALS)]
+            rival = steps.ratios(race).get("rival")
+            bold = "" if rival is None else f"**{rival:.2f}**"
+            yield [workload, allocator, *times, bold, _number(steps.memory(race)), _number(steps.compile_ratio(race))]
+
+    return _tables([row for race in races().values() for row in race], head, lines)
 
 
 def operations() -> str:
     """A line an op, over its shapes: how much longer the others take for forward and backward, and what they keep."""
-    rows = results.load(ops.PATH)
-    lines = []
-    for name in dict.fromkeys(row["op"] for row in rows):
-        groups = [group for group in ops.groups(rows) if "jnet" in group and group["jnet"]["op"] == name]
-        cells = [_spread(groups, "both", rival) for rival in ops.SIDES[1:]]
-        cells += [_spread(groups, "scan", rival) for rival in ("reference", "native")]
-        kept = [
-            group["reference"]["kept"] / group["jnet"]["kept"]
-            for group in groups
-            if "reference" in group and group["jnet"]["mode"] == "both" and group["jnet"]["kept"]
-        ]
-        errors = [group["jnet"]["rounding"] for group in groups if group["jnet"].get("rounding") is not None]
-        cells += [f"{geometric_mean(kept):.1f}" if kept and min(kept) > 0 else ""]
-        cells += [f"{max(errors):.0e}" if errors else ""]
-        lines.append([f"`{name}`", *cells])
-    head = ("op", "reference / jnet", "native / jnet", "torch / jnet", "in scan: reference", "in scan: native")
-    return _markdown((*head, "kept, autodiff / by hand", "rounding"), lines) + _taken(rows)
+    head = ("op", "shapes", "reference / jnet", "native / jnet", "torch / jnet")
+    head += ("in scan: reference / jnet", "in scan: native / jnet", "kept, autodiff / by hand", "rounding")
+
+    def lines(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+        for (name,), mine in _grouped(rows, "op").items():
+            groups = [group for group in ops.groups(mine) if "jnet" in group]
+            both = [group for group in groups if group["jnet"]["mode"] == "both"]
+            times = [_spread(groups, "both", rival) for rival in ops.SIDES[1:]]
+            scans = [_spread(groups, "scan", rival) for rival in ("reference", "native")]
+            errors = [group["jnet"]["rounding"] for group in both if group["jnet"].get("rounding") is not None]
+            kept = [_kept(group) for group in both if "reference" in group]
+            yield [f"`{name}`", str(len(both)), *times, *scans, _range(kept), f"{max(errors):.0e}" if errors else ""]
+
+    return _tables(results.load(ops.PATH), head, lines)
 
 
 def growth() -> str:
     """The exponents of time and temporaries along each axis."""
-    rows = results.load(scaling.PATH)
-    lines = []
-    for (axis, contender), group in _grouped(rows, "axis", "contender").items():
-        sizes = [row["size"] for row in group]
-        fits = [scaling.exponents(group, contender, quantity) for quantity in ("p50_ms", "temporaries")]
-        span = f"{min(sizes):.0f} to {max(sizes):.0f}"
-        lines.append([axis, span, contender, *("" if fit is None else f"{fit:.2f}" for fit in fits)])
-    return _markdown(("what grows", "from, to", "contender", "time", "temporaries"), lines) + _taken(rows)
+
+    def lines(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
+        for (axis, contender), group in _grouped(rows, "axis", "contender").items():
+            sizes = [row["size"] for row in group]
+            fits = [scaling.exponents(group, contender, quantity) for quantity in ("p50_ms", "temporaries")]
+            yield [axis, f"{min(sizes):.0f} to {max(sizes):.0f}", contender, *map(_number, fits)]
+
+    return _tables(results.load(scaling.PATH), ("what grows", "from, to", "contender", "time", "temporaries"), lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"training": training, "operations": operations, "growth": growth}
+def aims() -> str:
+    """What jnet is held to and what was measured."""
+    return _markdown([goals.HEAD, *map(goals.line, goals.goals())])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "training": training,
+    "operations": operations,
+    "growth": growth,
+    "goals": aims,
+}
 
 
 def _update(path: Path, check: bool) -> None:
@@ -133,16 +134,20 @@ def _update(path: Path, check: bool) -> None:
         path.write_text(after, encoding="utf-8")
 
 
-def _markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---", *("--:" for _ in head[1:])], *lines]
-    return "\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+def _tables(rows: Sequence[Row], head: Sequence[str], lines: Callable[[Sequence[Row]], Iterable[Sequence[str]]]) -> str:
+    """A table for each device and precision in `rows`, with when and with what it was measured under it."""
+    parts = []
+    for (device, precision), group in _grouped(rows, "device", "precision").items():
+        taken = dict.fromkeys((row["date"], row["cores"], row["versions"]) for row in group)
+        notes = [f"{precision} on {device}, {cores:.0f} cores, {date}; {versions}." for date, cores, versions in taken]
+        parts += [_markdown([head, *lines(group)]), *notes, ""]
+    return "\n".join(parts)
 
 
-def _taken(rows: Sequence[Row]) -> str:
-    """When, where and with what: every combination in the rows."""
-    found = dict.fromkeys((row["date"], row["device"], row["cores"], row["versions"]) for row in rows)
-    lines = [f"{date}, {device}, {cores:.0f} cores; {versions}" for date, device, cores, versions in found]
-    return "\n" + "".join(f"Measured {line}.\n" for line in lines) + "\n"
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is its head."""
+    head, *lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(["", head, f"|---|{'--:|' * (len(rows[0]) - 1)}", *lines, "", ""])
 
 
 def _time(row: Row | None) -> str:
@@ -152,24 +157,31 @@ def _time(row: Row | None) -> str:
     return f"{row['p50_ms']:.3g}" + (f" ({variant})" if variant else "")
 
 
-def _bold(ratio: float | None) -> str:
-    return "" if ratio is None else f"**{ratio:.2f}**"
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
-def _compile(rows: Sequence[Row]) -> str:
-    by_name = {row["contender"]: row for row in rows if not row.get("error")}
-    if "jnet" not in by_name or "flax" not in by_name:
-        return ""
-    return f"{by_name['jnet']['compile_s'] / by_name['flax']['compile_s']:.2f}"
+def _kept(group: dict[str, Row]) -> float:
+    """Bytes kept for the backward pass, by autodiff over by hand."""
+    kept = group["jnet"]["kept"]
+    return group["reference"]["kept"] / kept if kept else math.inf
 
 
 def _spread(groups: Sequence[dict[str, Row]], mode: str, rival: str) -> str:
     found = [ops.ratio(group, rival) for group in groups if group["jnet"]["mode"] == mode]
-    ratios = [ratio for ratio in found if ratio is not None]
-    if not ratios:
+    return _range([ratio for ratio in found if ratio is not None])
+
+
+def _range(values: Sequence[float]) -> str:
+    """The geometric mean, and in brackets from where to where."""
+    if not values:
         return ""
-    mean = f"{geometric_mean(ratios):.2f}"
-    return mean if len(ratios) == 1 else f"{mean} ({min(ratios):.2f} to {max(ratios):.2f})"
+    mean = _short(geometric_mean(values)) if min(values) > 0 and max(values) < math.inf else ""
+    return mean if len(values) == 1 else f"{mean} ({_short(min(values))} to {_short(max(values))})".strip()
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple, list[Row]]:
@@ -193,10 +205,10 @@ def draw(folder: Path) -> None:
         figure.savefig(folder / name, dpi=120, bbox_inches="tight")
         plt.close(figure)
 
-    step_groups = {key: rows for key, rows in races().items() if key[2] == "float32"}
+    step_groups = {key: rows for key, rows in races().items() if key[1] == "float32"}
     if step_groups:
         figure, axes = plt.subplots(1, len(step_groups), figsize=(3 * len(step_groups), 3.2), squeeze=False)
-        for axis, ((workload, allocator, _), rows) in zip(axes[0], step_groups.items(), strict=True):
+        for axis, ((_, _, workload, allocator), rows) in zip(axes[0], step_groups.items(), strict=True):
             fastest = {library: steps.fastest(rows, library) for library in ("jnet", *steps.RIVALS)}
             times = {library: row["p50_ms"] for library, row in fastest.items() if row is not None}
             bars = axis.bar(list(times), list(times.values()), color=[_COLOURS[library] for library in times])
@@ -204,7 +216,7 @@ def draw(folder: Path) -> None:
             axis.set(title=f"{workload}\nallocator {allocator}", ylabel="ms a step, fastest mode")
             axis.tick_params(axis="x", rotation=45)
         figure.tight_layout()
-        save(figure, "steps.png")
+        save(figure, "performance_steps.png")
 
     op_rows = results.load(ops.PATH)
     if op_rows:
@@ -222,7 +234,7 @@ def draw(folder: Path) -> None:
         axis.set_yticklabels(names)
         axis.invert_yaxis()
         axis.legend()
-        save(figure, "ops.png")
+        save(figure, "performance_ops.png")
 
     growth_groups = _grouped(results.load(scaling.PATH), "axis")
     if growth_groups:
@@ -234,7 +246,7 @@ def draw(folder: Path) -> None:
             axis.set(xlabel=name, ylabel="ms a step")
         axes[0][0].legend()
         figure.tight_layout()
-        save(figure, "scaling.png")
+        save(figure, "performance_scaling.png")
 
 
 _COLOURS = {

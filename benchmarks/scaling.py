@@ -66,7 +66,10 @@ def main(
         rows: list[Row] = []
         for size, workload in itertools.islice(SWEEPS[name].items(), points):
             raced = race(workload, contenders, regime, "float32", repeat, seconds)
-            rows += [{"axis": name, "size": size, "allocator": regime, **row, **where} for row in raced]
+            rows += [
+                {"axis": name, "size": size, "allocator": regime, "precision": "float32", **row, **where}
+                for row in raced
+            ]
         show(table(rows, f"{name}, allocator {regime}"))
         for row in rows:
             if row.get("error"):

@@ -116,6 +116,12 @@ def memory(rows: Sequence[Row]) -> float | None:
     return jnet["temporaries"] / flax["temporaries"] if jnet and flax and flax["temporaries"] else None
 
 
+def compile_ratio(rows: Sequence[Row]) -> float | None:
+    """Seconds to compile jnet's step over those of Flax's, both as they come."""
+    seconds = {row["contender"]: row["compile_s"] for row in rows if not row.get("error")}
+    return seconds["jnet"] / seconds["flax"] if {"jnet", "flax"} <= seconds.keys() else None
+
+
 def table(rows: Sequence[Row], title: str) -> Table:
     """A table for the terminal, the fastest first; what could not be measured is left out."""
     measured = [row for row in rows if not row.get("error")]
