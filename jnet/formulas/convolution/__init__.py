@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jnet.formulas.convolution import im2col, rule, xla
+from jnet.formulas.outline import outlined
 from jnet.formulas.precision import accumulator
 from jnet.formulas.validate import require, require_float, require_shape
 from jnet.formulas.windows import Geometry, Padding, geometry
@@ -76,13 +77,14 @@ def conv2d_forward(
     Processing" (im2col); Dumoulin & Visin 2016, arXiv:1603.07285 (the arithmetic of the gradients).
     """
     where = _check(x, w, b, stride, padding, dilation, groups, algorithm)
-    kernel = ALGORITHMS[rule.choose("forward", where, x.shape[-1], w.shape[-1], groups, algorithm)]
+    kernel = ALGORITHMS[rule.choose("forward", where, x.shape[-1], w.shape[-1], groups, x.dtype, algorithm)]
     out = kernel.forward(x, w.astype(x.dtype), where, groups)
     if b is not None:
         out = out + b.astype(out.dtype).reshape(1, 1, 1, -1)
     return out.astype(x.dtype), Conv2dCache(x, w, b)
 
 
+@outlined(static=("stride", "padding", "dilation", "groups", "algorithm"))  # or XLA makes copies for dw ahead of time
 def conv2d_backward(
     dout: Array,
     cache: Conv2dCache,
@@ -97,7 +99,7 @@ def conv2d_backward(
     x, w, b = cache
     where = geometry("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
     for_dx, for_dw = (
-        ALGORITHMS[rule.choose(direction, where, x.shape[-1], w.shape[-1], groups, algorithm)]
+        ALGORITHMS[rule.choose(direction, where, x.shape[-1], w.shape[-1], groups, x.dtype, algorithm)]
         for direction in ("input_gradient", "weight_gradient")
     )
     dx = for_dx.input_gradient(dout, w.astype(dout.dtype), where, groups)
