@@ -9,7 +9,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,7 +161,7 @@ def train(options: Train) -> None:
     print(f"{config.model} on {config.data}, {prepared.steps} steps, to {folder}", flush=True)
     started = time.monotonic()
     try:
-        with show_progress(config.epochs, prepared.steps) as report:
+        with _plain_warnings(), show_progress(config.epochs, prepared.steps) as report:
             accuracy = runs.train(prepared, folder, report)
     except Interrupted as stopped:
         raise Interrupted(stopped.number, f"{stopped}; go on with: jnet train --resume {folder}") from None
@@ -323,6 +324,25 @@ def _unbox(box: str) -> str:
     text = re.sub(r"^Missing from [^:]*: [A-Z]+ (.*?)\.? \(required\)$", r"an argument is missing: \1", text)
     meant = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(more))
     return f"{text}; perhaps you meant {meant.group(1)}" if meant else text
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show jnet's own warnings as one line each, without the place in the code."""
+    from jnet.checkpoint import CheckpointWarning
+
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any) -> None:
+            if issubclass(category, CheckpointWarning):
+                print(f"jnet train: warning: {message}", file=sys.stderr)
+            else:
+                others(message, category, *place)
+
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _fail(name: str, error: Exception, code: int) -> int:

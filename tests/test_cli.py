@@ -70,6 +70,16 @@ def test_resume_of_a_finished_run_says_the_same_again(capsys, finished):
     assert lines[-1] == run(capsys, "evaluate", finished)[1][0]
 
 
+def test_damaged_checkpoint_is_one_line_and_the_run_goes_on(capsys, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    newest = max(int(path.name) for path in (folder / "checkpoints").iterdir())
+    shutil.copytree(folder / f"checkpoints/{newest}", folder / f"checkpoints/{newest + 1}")
+    (folder / f"checkpoints/{newest + 1}/facts/metadata").write_bytes(b"{")
+    code, lines, errors = run(capsys, "train", "--resume", folder)
+    assert code == 0 and lines[-1].startswith("test accuracy") and len(errors) == 1
+    assert errors[0].startswith(f"jnet train: warning: {folder / f'checkpoints/{newest + 1}'}: damaged (")
+
+
 def test_runs_without_a_name_get_the_next_free_one(monkeypatch, tmp_path):
     monkeypatch.setattr(runs, "RUNS", tmp_path)
     settings = config.TrainConfig(data="digits")
