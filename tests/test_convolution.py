@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jnet.formulas.convolution import conv2d_backward, conv2d_forward
+from jnet.formulas.convolution import conv2d_backward, conv2d_forward, packed, rule, split, winograd
 from jnet.formulas.windows import geometry, pair
 
 EXACT = ("auto", "im2col", "xla")
@@ -150,6 +150,96 @@ def test_the_backward_is_differentiable(dtype, algorithm):
     )
 
 
+SIZES = [((4, 4), "SAME"), ((5, 9), "VALID"), ((3, 7), ((0, 1), (2, 0))), ((6, 5), ((5, 0), (0, 4)))]
+
+
+def gradients(module, x, w, dout, where):
+    return [
+        module.forward(x, w, where, 1),
+        module.input_gradient(dout, w, where, 1),
+        *([module.weight_gradient(x, dout, where, 1)] if hasattr(module, "weight_gradient") else []),
+    ]
+
+
+def same_by(size, window, padding, channels=3, images=2):
+    """Images, filters, a cotangent, their geometry, and what autodiff says in float64."""
+    x, w = normal(0, (images, *size, channels), (*window, channels, 5))
+    out, vjp = jax.vjp(partial(reference, b=None, padding=padding), x, w)
+    (dout,) = normal(1, out.shape)
+    return x, w, dout, geometry("conv2d", size, window, 1, padding), [out, *vjp(dout)]
+
+
+@pytest.mark.parametrize(("size", "padding"), SIZES)
+def test_winograd_is_exact_but_for_rounding(size, padding):
+    x, w, dout, where, want = same_by(size, (3, 3), padding)
+    assert_close(gradients(winograd, x, w, dout, where), want, 1e-12)
+    assert_close(winograd.backward(x, w, dout, where), want[1:], 1e-12)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize(("size", "padding"), SIZES)
+def test_packed_columns_and_split_windows(size, padding, channels):
+    window = (3, 3) if channels == 3 else (2, 4)
+    x, w, dout, where, want = same_by(size, window, padding, channels)
+    assert_close(gradients(packed, x, w, dout, where), want[:2], 1e-12)
+    assert_close([split.weight_gradient(x, dout, where, 1)], want[2:], 1e-12)
+
+
+def test_images_in_parts(monkeypatch):
+    monkeypatch.setattr(winograd, "TOO_MANY_BYTES", 0)
+    monkeypatch.setattr(winograd, "PART_BYTES", 8_000)
+    monkeypatch.setattr(split, "IMAGES", 2)
+    x, w, dout, where, want = same_by((5, 4), (3, 3), "SAME", images=6)
+    assert "scan" in str(jax.make_jaxpr(lambda x: winograd.forward(x, w, where, 1))(x))
+    assert_close(gradients(winograd, x, w, dout, where), want, 1e-12)
+    assert_close(winograd.backward(x, w, dout, where), want[1:], 1e-12)
+    assert_close([split.weight_gradient(x, dout, where, 1)], want[2:], 1e-12)
+
+
+def test_rounding_of_winograd_is_bounded():
+    x, w, b = normal(6, (4, 16, 16, 64), (3, 3, 64, 64), (64,), dtype=np.float32)
+    got = run(x, w, b, 7, algorithm="winograd")
+    assert {v.dtype for v in got} == {np.dtype(np.float32)}
+    assert_close(got, oracle(x, w, b, 7), 3e-5)
+
+
+def test_the_rule():
+    def auto(direction, window, channels, filters, *, images=128, size=32, stride=1, groups=1, dtype=np.float32):
+        where = geometry("conv2d", (size, size), window, stride, "SAME")
+        return rule.choose(direction, images, where, channels, filters, groups, dtype, "auto")
+
+    directions = ("forward", "input_gradient", "weight_gradient")
+    assert [auto(d, 3, 64, 64) for d in directions] == ["winograd"] * 3
+    assert [auto(d, 3, 64, 64, dtype=np.float64) for d in directions] == ["xla"] * 3
+    assert [auto(d, 3, 64, 64, dtype=np.float64, stride=2) for d in directions] == ["xla", "im2col", "im2col"]
+    assert [auto(d, 3, 64, 64, images=1, size=4) for d in directions] == ["xla"] * 3
+    assert [auto(d, 3, 64, 64, groups=2) for d in directions] == ["xla"] * 3
+    assert [auto(d, 3, 16, 16) for d in directions] == ["packed", "packed", "split"]
+    assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "xla", "xla"]
+    assert [auto(d, 1, 64, 64) for d in directions] == ["xla", "xla", "im2col"]
+    assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla"] * 3
+
+
+@pytest.mark.parametrize(("filters", "algorithm"), [(16, "packed"), (32, "winograd")])
+def test_auto_where_it_takes_the_fast_paths(filters, algorithm):
+    x, w = normal(8, (64, 20, 20, filters), (3, 3, filters, filters), dtype=np.float32)
+    where = geometry("conv2d", x.shape[1:3], 3, 1, "SAME")
+    assert rule.choose("forward", len(x), where, filters, filters, 1, x.dtype, "auto") == algorithm
+    assert_close(run(x, w, None, 9), oracle(x, w, None, 9), 2e-5)
+
+
+def test_no_convolution_in_a_loop_has_the_batch_for_its_channels():
+    x, w = normal(10, (3, 2, 5, 5, 2), (3, 3, 2, 2), dtype=np.float32)
+
+    def step(w, x):
+        out, cache = conv2d_forward(x, w, algorithm="xla")
+        return w + conv2d_backward(out, cache, algorithm="xla")[1], None
+
+    compiled = jax.jit(lambda w, x: lax.scan(step, w, x)[0]).lower(w, x).compile().as_text()
+    labels = {line.split("dim_labels=")[1].split(",")[0] for line in compiled.splitlines() if "dim_labels=" in line}
+    assert labels <= {"b01f_01io->b01f"}
+
+
 X, W = (2, 6, 5, 4), (3, 3, 4, 6)
 
 
@@ -167,6 +257,7 @@ X, W = (2, 6, 5, 4), (3, 3, 4, 6)
         ((X, W), {"dilation": -1}, "dilation is -1; it must be 1 or more"),
         ((X, W), {"padding": "FULL"}, "padding is 'FULL'; it must be 'SAME', 'VALID', an int"),
         ((X, W), {"padding": -1}, "padding is .*; it must be 0 or more on each side"),
+        ((X, W), {"algorithm": "winograd"}, r"algorithm is 'winograd' with filters \(3, 3\).* and float64; it must be"),
         ((X, W), {"algorithm": "fft"}, "algorithm is 'fft'; it must be one of auto, im2col"),
     ],
 )

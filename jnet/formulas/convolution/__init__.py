@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.convolution import im2col, rule, xla
+from jnet.formulas.convolution import im2col, packed, rule, split, winograd, xla
 from jnet.formulas.outline import outlined
 from jnet.formulas.precision import accumulator
 from jnet.formulas.validate import require, require_float, require_shape
@@ -17,7 +17,15 @@ __all__ = ["ALGORITHMS", "Conv2dCache", "conv2d_backward", "conv2d_forward"]
 # Each module has the three correlations of a convolution, in one form:
 #   forward(x, w, where, groups) -> out    input_gradient(dout, w, where, groups) -> dx
 #   weight_gradient(x, dout, where, groups) -> dw
-ALGORITHMS: dict[str, ModuleType] = {"im2col": im2col, "xla": xla}
+# `packed` has the first two only and `split` the last; the rule asks them for no other.
+ALGORITHMS: dict[str, ModuleType] = {
+    "im2col": im2col,
+    "winograd": winograd,
+    "xla": xla,
+    "packed": packed,
+    "split": split,
+}
+CHOICES = ("auto", "im2col", "winograd", "xla")  # what a caller may ask for
 
 
 class Conv2dCache(NamedTuple):
@@ -68,8 +76,10 @@ def conv2d_forward(
 
     **Kept:** `x` and `w`. The matrix $X$ is up to $HH \cdot WW$ times as large as $x$ and takes one copy to rebuild.
 
-    `algorithm` is `"auto"` (the rule in `rule.py`), `"im2col"` (the products above) or `"xla"` (the compiler's own
-    convolutions). float16 and bfloat16 accumulate in float32; the result has the dtype of `x`.
+    `algorithm` is `"auto"` (the table in `rule.choose`), `"im2col"` (the products above), `"xla"` (the compiler's own
+    convolutions) or `"winograd"` (3x3 filters, stride 1; a quarter of the multiplications, and in float32 an error of
+    about 1e-5 of the largest entry where the others have 1e-6). `"auto"` may take Winograd's on a CPU, never in
+    float64. float16 and bfloat16 accumulate in float32; the result has the dtype of `x`.
 
     Raises `ValueError` where the shapes do not go together or a window is larger than the padded image.
 
@@ -77,7 +87,7 @@ def conv2d_forward(
     Processing" (im2col); Dumoulin & Visin 2016, arXiv:1603.07285 (the arithmetic of the gradients).
     """
     where = _check(x, w, b, stride, padding, dilation, groups, algorithm)
-    kernel = ALGORITHMS[rule.choose("forward", where, x.shape[-1], w.shape[-1], groups, x.dtype, algorithm)]
+    kernel = ALGORITHMS[_choose("forward", x, w, where, groups, algorithm)]
     out = kernel.forward(x, w.astype(x.dtype), where, groups)
     if b is not None:
         out = out + b.astype(out.dtype).reshape(1, 1, 1, -1)
@@ -98,14 +108,20 @@ def conv2d_backward(
     """Return `(dx, dw, db)` of `conv2d_forward` for `dout: (N, OH, OW, F)`; `db` is None where there was no `b`."""
     x, w, b = cache
     where = geometry("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    for_dx, for_dw = (
-        ALGORITHMS[rule.choose(direction, where, x.shape[-1], w.shape[-1], groups, x.dtype, algorithm)]
-        for direction in ("input_gradient", "weight_gradient")
-    )
-    dx = for_dx.input_gradient(dout, w.astype(dout.dtype), where, groups)
-    dw = for_dw.weight_gradient(x, dout, where, groups)
+    for_dx = _choose("input_gradient", x, w, where, groups, algorithm)
+    for_dw = _choose("weight_gradient", x, w, where, groups, algorithm)
+    narrow = w.astype(dout.dtype)
+    if for_dx == for_dw == "winograd":
+        dx, dw = winograd.backward(x, narrow, dout, where)
+    else:
+        dx = ALGORITHMS[for_dx].input_gradient(dout, narrow, where, groups)
+        dw = ALGORITHMS[for_dw].weight_gradient(x, dout, where, groups)
     db = None if b is None else jnp.sum(dout, axis=(0, 1, 2), dtype=accumulator(dout.dtype)).astype(b.dtype)
     return dx.astype(x.dtype), dw.astype(w.dtype), db
+
+
+def _choose(direction: str, x: Array, w: Array, where: Geometry, groups: int, algorithm: str) -> str:
+    return rule.choose(direction, x.shape[0], where, x.shape[-1], w.shape[-1], groups, x.dtype, algorithm)
 
 
 def _check(
@@ -132,6 +148,12 @@ def _check(
     if b is not None:
         require_float("conv2d", b=b)
         require_shape("conv2d", "b", b, (filters,), f"w {w.shape}")
-    names = ("auto", *ALGORITHMS)
-    require(algorithm in names, f"conv2d: algorithm is {algorithm!r}; it must be one of {', '.join(names)}")
-    return geometry("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
+    require(algorithm in CHOICES, f"conv2d: algorithm is {algorithm!r}; it must be one of {', '.join(CHOICES)}")
+    where = geometry("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
+    require(
+        algorithm != "winograd" or (winograd.suits(where, groups) and x.dtype != jnp.float64),
+        f"conv2d: algorithm is 'winograd' with filters {where.window}, stride {where.stride}, dilation "
+        f"{where.dilation}, groups {groups} and {x.dtype}; it must be 'auto', 'im2col' or 'xla' for all but "
+        "3x3 filters with stride, dilation and groups 1, in float32 or narrower",
+    )
+    return where
