@@ -398,6 +398,42 @@ def batchnorm_add_relu(g, x, gamma, beta, shortcut, eps):
     return (y, m, v), (*batchnorm((dz, *g[1:]), x, gamma, beta, eps)[1], dz)
 
 
+@derivation(
+    "batchnorm_relu_max_pool2d",
+    x=(1, 2, 3, 1),
+    gamma=(1,),
+    beta=(1,),
+    static={"eps": 0.25, "window": 2, "stride": 1},
+)
+def batchnorm_relu_max_pool2d(g, x, gamma, beta, eps, window, stride):
+    rows = x.reshape(-1, x.shape[-1])
+    (z, m, v), _ = batchnorm((0 * rows, *g[1:]), rows, gamma, beta, eps)
+    largest, _ = max_pool2d(g[0], z.reshape(x.shape), window, stride)
+    y, (dy,) = relu(g[0], largest)
+    _, (dz,) = max_pool2d(dy, z.reshape(x.shape), window, stride)
+    dx, dgamma, dbeta = batchnorm((dz.reshape(rows.shape), *g[1:]), rows, gamma, beta, eps)[1]
+    return (y, m, v), (dx.reshape(x.shape), dgamma, dbeta)
+
+
+@derivation(
+    "batchnorm_relu_conv2d",
+    x=(1, 2, 2, 1),
+    gamma=(1,),
+    beta=(1,),
+    w=(2, 1, 1, 1),
+    b=(1,),
+    static={"eps": 0.25, "stride": 1, "padding": 0, "dilation": 1},
+)
+def batchnorm_relu_conv2d(g, x, gamma, beta, w, b, eps, stride, padding, dilation):
+    rows = x.reshape(-1, x.shape[-1])
+    (z, m, v), _ = batchnorm((0 * rows, *g[1:]), rows, gamma, beta, eps)
+    a, _ = relu(z, z)
+    y, (da, dw, db) = conv2d(g[0], a.reshape(x.shape), w, b, stride, padding, dilation)
+    _, (dz,) = relu(da.reshape(rows.shape), z)
+    dx, dgamma, dbeta = batchnorm((dz, *g[1:]), rows, gamma, beta, eps)[1]
+    return (y, m, v), (dx.reshape(x.shape), dgamma, dbeta, dw, db)
+
+
 # --8<-- [end:fused]
 
 

@@ -51,8 +51,9 @@ def source(name: str) -> str:
 def kept_rows(op: str) -> str:
     """The rows of one op in the table of bytes kept for the backward pass."""
     head, rule, *rows = (ROOT / "docs/tables/kept.md").read_text().splitlines()
+    own = [row for row in rows if row.startswith(f"| `{op}` |")]
     title = "Bytes kept for the backward pass, in float32, what is an argument counted too:"
-    return "\n".join([title, "", head, rule, *(row for row in rows if row.startswith(f"| `{op}` |"))])
+    return "\n".join([title, "", head, rule, *own]) if own else ""
 
 
 def notebook_to_markdown(notebook: dict[str, Any]) -> str:
