@@ -13,6 +13,7 @@ A layer of your own is one function that returns a `Layer`; nothing is registere
 """
 
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -27,6 +28,7 @@ from jnet.formulas.validate import require
 from jnet.formulas.windows import Padding, pair
 
 __all__ = [
+    "FUSIONS",
     "Layer",
     "affine",
     "avg_pool2d",
@@ -109,7 +111,7 @@ def affine(features: int, *, weight_scale: float | None = None) -> Layer:
         del train, key
         return _OPS.get().affine(x, params["w"], params["b"]), state
 
-    return Layer(init, apply, "affine", {"features": features})
+    return _own(Layer(init, apply, "affine", {"features": features}))
 
 
 def conv2d(
@@ -144,9 +146,8 @@ def conv2d(
         del train, key
         return _OPS.get().conv2d(x, params["w"], params.get("b"), **static), state
 
-    return Layer(
-        init, apply, "conv2d", {"features": features, "kernel_size": kernel_size, "use_bias": use_bias, **static}
-    )
+    hyper = {"features": features, "kernel_size": kernel_size, "use_bias": use_bias, **static}
+    return _own(Layer(init, apply, "conv2d", hyper))
 
 
 # Normalization
@@ -190,7 +191,8 @@ def batchnorm(momentum: float = 0.9, eps: float = 1e-5, *, groups: int = 1, axis
         out, mean, var = (normalize if groups == 1 else normalize_by_group)(x, gamma, beta)
         return out, running_statistics(state, mean, var, momentum)
 
-    return Layer(init, apply, "batchnorm", {"momentum": momentum, "eps": eps, "groups": groups, "axis_name": axis_name})
+    hyper = {"momentum": momentum, "eps": eps, "groups": groups, "axis_name": axis_name}
+    return _own(Layer(init, apply, "batchnorm", hyper))
 
 
 def running_statistics(state: State, mean: Array, var: Array, momentum: float) -> State:
@@ -382,9 +384,11 @@ def serial(*layers: Layer) -> Layer:
     """Apply `layers` one after the other.
 
     Parameters and state are dicts keyed by position and kind, `00_conv2d, 01_batchnorm, ...`; a child that has none
-    has no entry. Each child gets a key of its own.
+    has no entry. Each child gets a key of its own. In training, neighbours that `FUSIONS` lists run as one op, with the
+    results and the gradients that they have apart.
     """
     children = {f"{position:02d}_{layer.name}": layer for position, layer in enumerate(layers)}
+    names, fused, apart = list(children), _fuse(layers), [_apart(layer) for layer in layers]
 
     def init(key, shape):
         params, state = {}, {}
@@ -393,13 +397,16 @@ def serial(*layers: Layer) -> Layer:
         return _occupied(params), _occupied(state), shape
 
     def apply(params, state, x, *, train=False, key=None):
-        new_state = {}
-        for position, (name, layer) in enumerate(children.items()):
-            own_key = None if key is None else jax.random.fold_in(key, position)
-            x, new_state[name] = layer.apply(params.get(name, {}), state.get(name, {}), x, train=train, key=own_key)
+        position, new_state = 0, {}
+        for step in fused if train else apart:
+            own = names[position : position + step.length]
+            keys = [None if key is None else jax.random.fold_in(key, position + i) for i in range(step.length)]
+            x, states = step.apply([params.get(n, {}) for n in own], [state.get(n, {}) for n in own], x, train, keys)
+            new_state.update(zip(own, states, strict=True))
+            position += step.length
         return x, _occupied(new_state)
 
-    return Layer(init, apply, "serial", {}, children)
+    return _own(Layer(init, apply, "serial", {}, children))
 
 
 def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
@@ -418,15 +425,183 @@ def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
         return _occupied(params), _occupied(state), shapes["body"]
 
     def apply(params, state, x, *, train=False, key=None):
-        out, new_state = {"shortcut": x}, {}
-        for position, (name, layer) in enumerate(children.items()):
-            own_key = None if key is None else jax.random.fold_in(key, position)
-            out[name], new_state[name] = layer.apply(
-                params.get(name, {}), state.get(name, {}), x, train=train, key=own_key
-            )
-        return out["body"] + out["shortcut"], _occupied(new_state)
+        (out, added), new_state = _branches(children, params, state, x, train, key)
+        return out + added, new_state
 
-    return Layer(init, apply, "residual", {}, children)
+    return _own(Layer(init, apply, "residual", {}, children))
+
+
+def _branches(children: Mapping[str, Layer], params: Params, state: State, x: Array, train: bool, key: Array | None):
+    """Apply the body and the shortcut of `residual` to x: `((body, shortcut), state)`."""
+    out, new_state = {"shortcut": x}, {}
+    for position, (name, layer) in enumerate(children.items()):
+        own_key = None if key is None else jax.random.fold_in(key, position)
+        out[name], new_state[name] = layer.apply(params.get(name, {}), state.get(name, {}), x, train=train, key=own_key)
+    return (out["body"], out["shortcut"]), _occupied(new_state)
+
+
+# Neighbours as one op
+
+
+class _Step(NamedTuple):
+    """One or several children of `serial`: how many, and how to apply them."""
+
+    length: int
+    apply: Callable[[Sequence[Params], Sequence[State], Array, bool, Sequence[Array | None]], tuple[Array, list[State]]]
+    """`apply(params, states, x, train, keys) -> (out, states)`, with an entry a child."""
+
+
+def _fuse(layers: Sequence[Layer]) -> list[_Step]:
+    """Cut the layers into steps, at each place by the first of `FUSIONS` that fits."""
+    steps: list[_Step] = []
+    while rest := layers[sum(step.length for step in steps) :]:
+        steps.append(next(filter(None, (_fusion(kinds, rest) for kinds in FUSIONS)), _apart(rest[0])))
+    return steps
+
+
+def _fusion(kinds: tuple[str, ...], layers: Sequence[Layer]) -> _Step | None:
+    """Return the first of `layers` as one step, if they are of these kinds and the fusion takes them."""
+    first = layers[: len(kinds)]
+    if tuple(map(_kind, first)) != kinds:
+        return None
+    apply = FUSIONS[kinds](*first)
+    return None if apply is None else _Step(len(kinds), apply)
+
+
+def _apart(layer: Layer) -> _Step:
+    def apply(params, states, x, train, keys):
+        out, state = layer.apply(params[0], states[0], x, train=train, key=keys[0])
+        return out, [state]
+
+    return _Step(1, apply)
+
+
+def _own(layer: Layer) -> Layer:
+    """Mark `apply` as the one that this module gave to a layer of this name, so that `serial` may know what it does."""
+    vars(layer.apply)["kind"] = layer.name
+    return layer
+
+
+def _kind(layer: Layer) -> str:
+    """Return what is known of `apply`: nothing if somebody else wrote it, whatever the layer's name."""
+    return getattr(layer.apply, "kind", "")
+
+
+def _fuse_affine_relu(affine: Layer, relu: Layer):
+    del affine, relu
+
+    def apply(params, states, x, train, keys):
+        del train, keys
+        return _OPS.get().affine_relu(x, params[0]["w"], params[0]["b"]), states
+
+    return apply
+
+
+def _fuse_conv2d_relu(conv: Layer, relu: Layer):
+    del relu
+    return _biased(conv, lambda y, b: _OPS.get().bias_relu(y, b))
+
+
+def _fuse_conv2d_relu_max_pool2d(conv: Layer, relu: Layer, pool: Layer):
+    del relu
+    if not _unpadded(pool):
+        return None
+    return _biased(conv, lambda y, b: _OPS.get().bias_relu_max_pool2d(y, b, **pool.hyper))
+
+
+def _biased(conv: Layer, finish: Callable[[Array, Array], Array]):
+    """Convolve without the bias, which `finish` adds."""
+    if not conv.hyper["use_bias"]:
+        return None
+
+    def apply(params, states, x, train, keys):
+        del train, keys
+        y = _OPS.get().conv2d(x, params[0]["w"], None, **_convolution(conv))
+        return finish(y, params[0]["b"]), states
+
+    return apply
+
+
+def _fuse_batchnorm_relu(norm: Layer, relu: Layer):
+    del relu
+    return _normalized(norm, lambda ops, _: ops.batchnorm_relu) if _undivided(norm) else None
+
+
+def _fuse_batchnorm_relu_conv2d(norm: Layer, relu: Layer, conv: Layer):
+    del relu
+
+    def op(ops, params):
+        w, b = params[2]["w"], params[2].get("b")
+        return lambda *args, **static: ops.batchnorm_relu_conv2d(*args, w, b, **static, **_convolution(conv))
+
+    return _normalized(norm, op) if _undivided(norm) else None
+
+
+def _fuse_batchnorm_relu_max_pool2d(norm: Layer, relu: Layer, pool: Layer):
+    del relu
+    if not (_undivided(norm) and _unpadded(pool)):
+        return None
+    return _normalized(norm, lambda ops, _: functools.partial(ops.batchnorm_relu_max_pool2d, **pool.hyper))
+
+
+def _normalized(norm: Layer, op: Callable[[Any, Sequence[Params]], Callable[..., Any]]):
+    """Apply `op(ops, params)(x, gamma, beta) -> (out, mean, var)` and move the running statistics."""
+
+    def apply(params, states, x, train, keys):
+        del train, keys
+        gamma, beta = params[0]["gamma"], params[0]["beta"]
+        statics = {name: norm.hyper[name] for name in ("eps", "axis_name")}
+        out, mean, var = op(_OPS.get(), params)(x, gamma, beta, **statics)
+        return out, [running_statistics(states[0], mean, var, norm.hyper["momentum"]), *states[1:]]
+
+    return apply
+
+
+def _fuse_residual_relu(block: Layer, relu: Layer):
+    """Take the batch normalization that ends the body out of it, to be one with the sum and relu."""
+    del relu
+    body = list(block.children["body"].children.items())
+    if _kind(block.children["body"]) != "serial" or not body:
+        return None
+    name, norm = body[-1]
+    if _kind(norm) != "batchnorm" or not _undivided(norm):
+        return None
+    whole = block._replace(children={**block.children, "body": serial(*(layer for _, layer in body[:-1]))})
+
+    def apply(params, states, x, train, keys):
+        (params, _), (state, _), (key, _) = params, states, keys
+        (head, shortcut), new_state = _branches(whole.children, params, state, x, train, key)
+        finish = _normalized(norm, lambda ops, _: functools.partial(ops.batchnorm_add_relu, shortcut=shortcut))
+        out, (statistics,) = finish([params["body"][name]], [state["body"][name]], head, train, [None])
+        return out, [{**new_state, "body": {**new_state.get("body", {}), name: statistics}}, {}]
+
+    return apply
+
+
+def _undivided(norm: Layer) -> bool:
+    """Whether the batch is normalised as a whole."""
+    return norm.hyper["groups"] == 1
+
+
+def _convolution(conv: Layer) -> dict[str, Any]:
+    return {name: conv.hyper[name] for name in ("stride", "padding", "dilation", "groups", "algorithm")}
+
+
+def _unpadded(pool: Layer) -> bool:
+    """Whether no window of the pool can lie on padding alone, whose maximum is minus infinity."""
+    return pool.hyper["padding"] in ("VALID", 0, (0, 0), ((0, 0), (0, 0)))
+
+
+# Which neighbours run as one op, the longer first. A fusion may decline, as for a convolution without a bias.
+FUSIONS: dict[tuple[str, ...], Callable[..., Any]] = {
+    ("batchnorm", "relu", "conv2d"): _fuse_batchnorm_relu_conv2d,
+    ("batchnorm", "relu", "max_pool2d"): _fuse_batchnorm_relu_max_pool2d,
+    ("batchnorm", "relu"): _fuse_batchnorm_relu,
+    ("conv2d", "relu", "max_pool2d"): _fuse_conv2d_relu_max_pool2d,
+    ("conv2d", "relu"): _fuse_conv2d_relu,
+    ("affine", "relu"): _fuse_affine_relu,
+    ("residual", "relu"): _fuse_residual_relu,
+}
 
 
 def _plain(name: str, function: Callable[[Array], Array], **hyper: Any) -> Layer:
@@ -440,7 +615,7 @@ def _plain(name: str, function: Callable[[Array], Array], **hyper: Any) -> Layer
         del params, train, key
         return function(x), state
 
-    return Layer(init, apply, name, hyper)
+    return _own(Layer(init, apply, name, hyper))
 
 
 def _output_shape(function: Callable[[Array], Array], shape: Shape) -> Shape:

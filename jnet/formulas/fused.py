@@ -2,6 +2,9 @@
 
 Each is the composition of formulas that stand elsewhere, results and gradients included; what is derived here is how
 little of the composition the backward pass needs. `layers.serial` finds the neighbours.
+
+The backward passes are outlined: XLA would otherwise make `dx` again in each of its consumers, and what is rebuilt
+from the cache it would find made by the forward pass, and keep that.
 """
 
 from collections.abc import Sequence
@@ -18,9 +21,10 @@ from jnet.formulas.normalization import (
     batchnorm_backward,
     batchnorm_forward,
     normalized,
+    through_batchnorm,
 )
 from jnet.formulas.outline import outlined
-from jnet.formulas.pooling import largest, nobody, pool_geometry, to_winners
+from jnet.formulas.pooling import at_winners, largest, nobody, pool_geometry, to_winners
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require_float, require_rank, require_shape
 from jnet.formulas.windows import Geometry, Padding
@@ -50,6 +54,9 @@ __all__ = [
 ]
 
 Statistics = tuple[Array, Array, Array]  # (out, mean, var), or their cotangents
+
+_POOL = ("window", "stride", "padding", "dilation")
+_CONVOLUTION = ("stride", "padding", "dilation", "groups", "algorithm")
 
 
 class BiasReluCache(NamedTuple):
@@ -207,6 +214,7 @@ def batchnorm_relu_forward(
     return (out, mean, var), BatchnormReluCache(cache, beta)
 
 
+@outlined(static=("axis_name",))
 def batchnorm_relu_backward(
     dout: Statistics, cache: BatchnormReluCache, *, axis_name: str | None = None
 ) -> tuple[Array, Array, Array]:
@@ -247,6 +255,7 @@ def batchnorm_add_relu_forward(
     return (out, mean, var), BatchnormAddReluCache(cache, out)
 
 
+@outlined(static=("axis_name",))
 def batchnorm_add_relu_backward(
     dout: Statistics, cache: BatchnormAddReluCache, *, axis_name: str | None = None
 ) -> tuple[Array, Array, Array, Array]:
@@ -281,8 +290,14 @@ def batchnorm_relu_max_pool2d_forward(
     negative, so the normalization does not commute with the maximum as a bias does; it is one multiply-add on the way
     into the pool.)
 
-    **Backward.** With "nobody" for the winner where $y_o \le 0$, the cotangent of $\gamma h + \beta$ is
-    `max_pool2d_forward`'s gather of $g$, and from there on it is `batchnorm_forward`'s.
+    **Backward.** With "nobody" for the winner where $y_o \le 0$, the cotangent $d$ of $\gamma h + \beta$ is
+    `max_pool2d_forward`'s gather of $g$, and from there on it is `batchnorm_forward`'s. Its two sums over the image
+    have one term for each cotangent that passed, so they are sums over the outputs: with $i_o$ the winner of $o$,
+
+    $$ \bar\beta = \sum_i d_i = \sum_o g_o\,[y_o > 0], \qquad
+       \bar\gamma = r \sum_i d_i\,(x_i - m) = r \sum_o g_o\,[y_o > 0]\,(x_{i_o} - m). $$
+
+    Only $\bar x$ needs $d$ itself, a gather on the way.
 
     **Kept:** what `batchnorm` keeps, and one byte an output. The rectified image, as large as `x`, is never written.
 
@@ -299,6 +314,7 @@ def batchnorm_relu_max_pool2d_forward(
     return (out, mean, var), BatchnormReluMaxPool2dCache(cache, winner)
 
 
+@outlined(static=("axis_name", *_POOL))
 def batchnorm_relu_max_pool2d_backward(
     dout: Statistics,
     cache: BatchnormReluMaxPool2dCache,
@@ -312,8 +328,11 @@ def batchnorm_relu_max_pool2d_backward(
     """Return `dx, dgamma, dbeta`; derivation in `batchnorm_relu_max_pool2d_forward`."""
     dy, dmean, dvar = dout
     where = pool_geometry("batchnorm_relu_max_pool2d", cache.norm.centred, window, stride, padding, dilation)
-    dy = to_winners(dy, cache.winner, where)
-    return batchnorm_backward((dy, dmean, dvar), cache.norm, axis_name=axis_name)
+    passed = jnp.where(cache.winner == nobody(where), 0, widen(dy))
+    entries = widen(at_winners(cache.norm.centred, cache.winner, where))
+    dgamma, dbeta = jnp.sum(passed * entries, axis=(0, 1, 2)) * cache.norm.rstd, jnp.sum(passed, axis=(0, 1, 2))
+    gathered = to_winners(dy, cache.winner, where)
+    return through_batchnorm(gathered, dmean, dvar, dgamma, dbeta, cache.norm, axis_name), dgamma, dbeta
 
 
 @outlined(static=("where",))  # the winners must be stored, not found again
@@ -371,6 +390,7 @@ def batchnorm_relu_conv2d_forward(
     return (out, mean, var), BatchnormReluConv2dCache(cache, beta, w, b)
 
 
+@outlined(static=("axis_name", *_CONVOLUTION))
 def batchnorm_relu_conv2d_backward(
     dout: Statistics,
     cache: BatchnormReluConv2dCache,
@@ -384,7 +404,7 @@ def batchnorm_relu_conv2d_backward(
 ) -> tuple[Array, Array, Array, Array, Array | None]:
     """Return `dx, dgamma, dbeta, dw, db`; derivation in `batchnorm_relu_conv2d_forward`."""
     dy, dmean, dvar = dout
-    a = _rebuild(cache.norm, cache.beta)
+    a, _ = relu_forward(normalized(cache.norm, cache.beta))
     da, dw, db = conv2d_backward(
         dy,
         Conv2dCache(a, cache.w, cache.b),
@@ -396,11 +416,6 @@ def batchnorm_relu_conv2d_backward(
     )
     da = _where_positive(a, da)
     return *batchnorm_backward((da, dmean, dvar), cache.norm, axis_name=axis_name), dw, db
-
-
-@outlined()  # or XLA finds that the forward pass had made the same, and keeps that
-def _rebuild(cache: BatchnormCache, beta: Array) -> Array:
-    return relu_forward(normalized(cache, beta))[0]
 
 
 def _rectify(values: Array, winner: Array, where: Geometry) -> tuple[Array, Array]:

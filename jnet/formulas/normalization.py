@@ -31,6 +31,7 @@ __all__ = [
     "layernorm_backward",
     "layernorm_forward",
     "normalized",
+    "through_batchnorm",
 ]
 
 
@@ -115,21 +116,29 @@ def normalized(cache: BatchnormCache, beta: Array) -> Array:
     return out.astype(centred.dtype)
 
 
+@outlined(static=("axis_name",))  # or XLA makes dx again in each of its consumers
 def batchnorm_backward(
     dout: tuple[Array, Array, Array], cache: BatchnormCache, *, axis_name: str | None = None
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta` by the simplified formula; `dout` holds the cotangents of out, mean and var."""
     dy, dmean, dvar = dout
-    dtype, rstd, gamma = cache.centred.dtype, cache.rstd, cache.gamma
-    axes, size = _all_but_last(cache.centred, axis_name)
-    dy, centred, scale = widen(dy), widen(cache.centred), widen(gamma) * rstd
+    axes, _ = _all_but_last(dy)
+    dy = widen(dy)
+    dgamma = jnp.sum(dy * widen(cache.centred), axis=axes) * cache.rstd
     dbeta = jnp.sum(dy, axis=axes)
-    dgamma = jnp.sum(dy * centred, axis=axes) * rstd
-    # dx is affine in dy and x - mean, with three coefficients a channel.
-    along_h = (2.0 * dvar - scale * rstd * _total(dgamma, axis_name)) / size
+    return through_batchnorm(dy, dmean, dvar, dgamma, dbeta, cache, axis_name), dgamma, dbeta
+
+
+def through_batchnorm(
+    dy: Array, dmean: Array, dvar: Array, dgamma: Array, dbeta: Array, cache: BatchnormCache, axis_name: str | None
+) -> Array:
+    """Return `dx`, affine in `dy` and `x - mean` with three coefficients a channel, from the parameters' gradients."""
+    _, size = _all_but_last(dy, axis_name)
+    scale = widen(cache.gamma) * cache.rstd
+    along_h = (2.0 * dvar - scale * cache.rstd * _total(dgamma, axis_name)) / size
     along_1 = (dmean - scale * _total(dbeta, axis_name)) / size
-    dx = _row(scale, dy) * dy + _row(along_h, dy) * centred + _row(along_1, dy)
-    return dx.astype(dtype), dgamma, dbeta
+    dx = _row(scale, dy) * widen(dy) + _row(along_h, dy) * widen(cache.centred) + _row(along_1, dy)
+    return dx.astype(cache.centred.dtype)
 
 
 def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:

@@ -16,6 +16,7 @@ from jnet.formulas.windows import Geometry, Padding, Pair, geometry, window_slic
 __all__ = [
     "AvgPool2dCache",
     "MaxPool2dCache",
+    "at_winners",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "largest",
@@ -112,6 +113,14 @@ def to_winners(dout: Array, winner: Array, where: Geometry) -> Array:
         return jnp.where(is_winner, _shift(dout, shift, where), jnp.zeros((), dout.dtype))
 
     return _gather(part, where)
+
+
+def at_winners(x: Array, winner: Array, where: Geometry) -> Array:
+    """Return the entries of `x: (N, H, W, C)` at the winners, `(N, OH, OW, C)`; 0 where nobody won."""
+    entries = jnp.zeros(winner.shape, x.dtype)
+    for tap, values in enumerate(window_slices(x, where)):
+        entries = jnp.where(winner == winner.dtype.type(tap), values, entries)
+    return entries
 
 
 def _largest_of_band(x: Array, where: Geometry) -> tuple[Array, Array]:

@@ -1,0 +1,116 @@
+"""Layers that `serial` runs as one op give what they give apart, in value, gradient and running statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jnet import layers, reference
+
+KEY = jax.random.key(0)
+
+
+def apart(layer):
+    """The same layer with an apply that nobody knows, so that it is not fused."""
+    return layer._replace(apply=lambda params, state, x, **rest: layer.apply(params, state, x, **rest))
+
+
+def plain_residual(body, shortcut=None):
+    return layers.residual(apart(body), shortcut)
+
+
+def basic_block(residual, shortcut=None):
+    body = layers.serial(layers.conv2d(4, 3, use_bias=False), layers.batchnorm(), layers.relu(), layers.dropout(0.7))
+    tail = layers.serial(layers.conv2d(4, 3), layers.batchnorm(momentum=0.5, eps=1e-3))
+    return residual(layers.serial(body, *tail.children.values()), shortcut)
+
+
+CASES = {
+    "affine_relu": [layers.affine(5), layers.relu()],
+    "bias_relu": [layers.conv2d(3, 3), layers.relu()],
+    "bias_relu_max_pool2d": [layers.conv2d(3, 3, stride=2), layers.relu(), layers.max_pool2d(2, 1)],
+    "batchnorm_relu": [layers.batchnorm(momentum=0.5, eps=1e-3), layers.relu()],
+    "batchnorm_relu_max_pool2d": [layers.batchnorm(), layers.relu(), layers.max_pool2d(2)],
+    "batchnorm_relu_conv2d": [layers.batchnorm(), layers.relu(), layers.conv2d(3, 3, use_bias=False)],
+    "batchnorm_add_relu": [basic_block(layers.residual), layers.relu()],
+}
+APART = {**CASES, "batchnorm_add_relu": [basic_block(plain_residual), layers.relu()]}
+SHAPE = (6, 7, 4)
+
+
+def train(layer, params, state, x, dout):
+    """Return ((out, state), gradients) of a training pass."""
+
+    def scalar(params, x):
+        out, new_state = layer.apply(params, state, x, train=True, key=KEY)
+        return jnp.sum(out * dout), (out, new_state)
+
+    gradients, outputs = jax.grad(scalar, argnums=(0, 1), has_aux=True)(params, x)
+    return outputs, gradients
+
+
+def assert_equal(got, want, tolerance=1e-12):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert g.dtype == w.dtype
+        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("op", CASES)
+def test_fused_layers_equal_the_layers_apart(op):
+    dropped = layers.dropout(0.5)  # in front, so that the positions of keys and parameters do not begin at 0
+    fused, separate = layers.serial(dropped, *CASES[op]), layers.serial(dropped, *map(apart, APART[op]))
+    params, state, shape = fused.init(KEY, SHAPE)
+    params, state = jax.tree.map(lambda a: a.astype(jnp.float64) + 0.1, (params, state))
+    x, dout = (jax.random.normal(jax.random.key(i), (3, *s), jnp.float64) for i, s in ((1, SHAPE), (2, shape)))
+    args = (params, state, x, dout)
+    assert uses(fused, op, args)
+    assert not uses(separate, op, args)
+    want = jax.jit(lambda *a: train(separate, *a))(*args)
+    assert_equal(jax.jit(lambda *a: train(fused, *a))(*args), want)
+    twin = layers.with_ops(fused, reference)
+    assert_equal(jax.jit(lambda *a: train(twin, *a))(*args), want)
+    assert_equal(fused.apply(params, state, x)[0], separate.apply(params, state, x)[0])
+
+
+def uses(layer, op, args):
+    """Whether a training pass of the layer calls that op."""
+    params, state, x, _ = args
+    return op + "\n" in str(jax.make_jaxpr(lambda: layer.apply(params, state, x, train=True, key=KEY)[0])())
+
+
+def test_a_shortcut_of_its_own():
+    shortcut = layers.serial(layers.conv2d(4, 1), layers.batchnorm())
+    fused = layers.serial(basic_block(layers.residual, shortcut), layers.relu())
+    separate = layers.serial(basic_block(plain_residual, shortcut), layers.relu())
+    params, state, shape = fused.init(KEY, SHAPE)
+    args = (params, state, *(jax.random.normal(jax.random.key(i), (2, *s)) for i, s in ((1, SHAPE), (2, shape))))
+    assert_equal(jax.jit(lambda *a: train(fused, *a))(*args), jax.jit(lambda *a: train(separate, *a))(*args), 2e-5)
+
+
+@pytest.mark.parametrize(
+    "declined",
+    [
+        [layers.batchnorm(groups=2), layers.relu()],
+        [layers.conv2d(3, 3, use_bias=False), layers.relu(), layers.max_pool2d(2)],
+        [layers.conv2d(3, 3), layers.tanh()],
+        [layers.affine(3), apart(layers.relu())],
+        [layers.affine(3), layers.with_ops(layers.relu(), reference)],
+        [layers.residual(layers.relu()), layers.relu()],
+        [layers.residual(layers.serial(layers.conv2d(4, 3), layers.batchnorm(groups=2))), layers.relu()],
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_stays_apart(declined):
+    model = layers.serial(*declined)
+    params, state, _ = model.init(KEY, SHAPE)
+    jaxpr = str(jax.make_jaxpr(lambda x: model.apply(params, state, x, train=True)[0])(jnp.zeros((2, *SHAPE))))
+    assert not any(op in jaxpr for op in CASES)
+
+
+def test_a_padded_pool_is_not_swallowed():
+    model = layers.serial(layers.conv2d(3, 3), layers.relu(), layers.max_pool2d(2, padding=1))
+    params, state, _ = model.init(KEY, SHAPE)
+    jaxpr = str(jax.make_jaxpr(lambda x: model.apply(params, state, x, train=True)[0])(jnp.zeros((2, *SHAPE))))
+    assert "bias_relu" in jaxpr
+    assert "bias_relu_max_pool2d" not in jaxpr
