@@ -49,8 +49,8 @@ def summarize(model: Layer, input_shape: Shape, batch_size: int) -> Summary:
 def kept_bytes(function: Callable[..., Any], *args: Any, free: tuple[int, ...] = ()) -> int:
     """Bytes that `jax.vjp(function, *args)` keeps for the backward pass, each array once.
 
-    Those that are arguments at the positions `free` (parameters, which are in memory anyway) do not count. `args` may be
-    arrays or shapes; nothing is computed.
+    Those that are arguments at the positions `free` (parameters, which are in memory anyway) do not count. `args` may
+    be arrays or shapes; nothing is computed.
     """
     traced = jax.make_jaxpr(lambda *values: jax.tree.leaves(jax.vjp(function, *values)[1]))(*args)
     sizes = [len(jax.tree.leaves(arg)) for arg in args]
