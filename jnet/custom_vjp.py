@@ -161,12 +161,12 @@ def _match(cotangent: jax.Array | None, like: _Like | None) -> jax.Array | None:
     """Return the cotangent as its primal is: summed over the mesh axes that it has in excess, in the primal's dtype."""
     if cotangent is None or like is None:
         return None
-    varying = _varying(cotangent)
+    varying, result = _varying(cotangent), cotangent
     if excess := tuple(sorted(varying - like.varying)):
-        cotangent = jax.lax.psum(cotangent, excess)
+        result = jax.lax.psum(result, excess)
     if missing := tuple(sorted(like.varying - varying)):
-        cotangent = jax.lax.pcast(cotangent, missing, to="varying")
-    return cotangent.astype(like.dtype)
+        result = jax.lax.pcast(result, missing, to="varying")
+    return result.astype(like.dtype)
 
 
 affine = bind(affine_forward, affine_backward)
