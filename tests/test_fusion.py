@@ -99,7 +99,6 @@ def test_a_shortcut_of_its_own():
         [layers.residual(layers.relu()), layers.relu()],
         [layers.residual(layers.serial(layers.conv2d(4, 3), layers.batchnorm(groups=2))), layers.relu()],
     ],
-    ids=str,
     ids=lambda layers: "-".join(layer.name for layer in layers),
 )
 def test_what_does_not_fit_stays_apart(declined):
