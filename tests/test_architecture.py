@@ -57,6 +57,7 @@ def test_formulas_import_jax_alone(file):
     assert roots <= {
         "__future__",
         "collections",
+        "fractions",
         "functools",
         "itertools",
         "jax",

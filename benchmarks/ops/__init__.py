@@ -54,7 +54,6 @@ def main(
     """
     from benchmarks.ops.cases import CASES
     from benchmarks.ops.jax_side import JaxSide
-    from benchmarks.ops.torch_side import TorchSide
 
     for name in op:
         if name not in CASES:
@@ -63,6 +62,8 @@ def main(
     jax_worker = Worker(JaxSide, precision, options, env=env)
     workers = {name: jax_worker for name in side if name != "torch"}
     if "torch" in side:
+        from benchmarks.ops.torch_side import TorchSide
+
         workers["torch"] = Worker(TorchSide, precision, env=env)
     gemm, copy = jax_worker.call("peaks")
     print(f"this machine now: {gemm:.0f} GF/s in a large matrix product, {copy:.1f} GB/s in a large copy")
