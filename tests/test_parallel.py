@@ -79,19 +79,19 @@ else:
         return step.lower(state, batch).compile().as_text()
 
     @pytest.mark.parametrize(
-        ("model", "batchnorms"),
+        ("model", "batchnorms", "convolutions"),
         [
-            (models.fully_connected_net([16, 16], 5, 0.5), 0),
-            (models.fully_connected_net([16, 16], 5, 0.5, "batchnorm"), 2),
-            (models.three_layer_conv_net(4, 3, 8, 5), 0),
-            (models.vgg((4, 4, 8), 5), 3),
+            (models.fully_connected_net([16, 16], 5, 0.5), 0, 0),
+            (models.fully_connected_net([16, 16], 5, 0.5, "batchnorm"), 2, 0),
+            (models.three_layer_conv_net(4, 3, 8, 5), 0, 1),
+            (models.vgg((4, 4, 8), 5), 3, 3),
         ],
         ids=["fully_connected", "fully_connected_batchnorm", "three_layer_conv_net", "vgg"],
     )
-    def test_number_of_collectives(model, batchnorms):
-        """Two sums forward and one backward a batch normalization; one for all other gradients and the loss."""
+    def test_number_of_collectives(model, batchnorms, convolutions):
+        """Two sums forward and one backward a batchnorm, one a convolution's backward, one for all the rest."""
         program = compiled_step(model, 4)
-        assert len(re.findall(r"\ball-reduce\(", program)) == 3 * batchnorms + 1
+        assert len(re.findall(r"\ball-reduce\(", program)) == 3 * batchnorms + convolutions + 1
         assert not re.findall(r"\b(all-gather|all-to-all|collective-permute|reduce-scatter)\(", program)
 
     def test_dropout_draws_one_mask_on_any_number_of_devices():
