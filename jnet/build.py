@@ -6,18 +6,11 @@ from functools import partial
 
 from jnet import augment, data, models, optim
 from jnet.adapt import input_layer, mixed_precision
-from jnet.config import TrainConfig
+from jnet.config import DEFAULT_WIDTHS, TrainConfig
 from jnet.custom_vjp import softmax_cross_entropy
 from jnet.data import ChannelStatistics, Dataset
 from jnet.layers import Layer, dropout, serial
 from jnet.step import Loss, smoothed_cross_entropy
-
-DEFAULT_WIDTHS: dict[str, tuple[int, ...]] = {
-    "vgg": (32, 32, 64, 64),
-    "resnet": (16, 32, 64),
-    "three_layer_conv_net": (32, 100),
-    "fully_connected_net": (100, 100),
-}
 
 
 def load_dataset(config: TrainConfig) -> Dataset:

@@ -23,9 +23,6 @@ ScheduleName = Literal["constant", "cosine", "exponential", "step"]
 # Options of the machine, not of the result: a run can be gone on with on other devices.
 MACHINE_OPTIONS = ("devices", "shard_params", "coordinator", "num_processes")
 
-# Options of the machine, not of the result: a run can be gone on with on other devices.
-MACHINE_OPTIONS = ("devices", "shard_params", "coordinator", "num_processes")
-
 DEFAULT_WIDTHS: dict[str, tuple[int, ...]] = {
     "vgg": (32, 32, 64, 64),
     "resnet": (16, 32, 64),
