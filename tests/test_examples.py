@@ -13,6 +13,10 @@ def load(name):
     return module
 
 
+def test_spiral():
+    assert load("spiral").main(steps=200, picture=False) > 0.98
+
+
 def test_train_mnist(capsys, monkeypatch):
     example = load("train_mnist")
     monkeypatch.setattr(example, "network", lambda: example.models.vgg((8, 8), num_classes=10))
