@@ -71,7 +71,20 @@ def test_formulas_import_jax_alone(file):
 
 
 def test_import_is_light():
-    heavy = "matplotlib orbax sklearn mlxtend tyro rich optax flax torch tensorboardX grain"
-    code = f"import sys, jnet; loaded = set(sys.modules) & set('{heavy}'.split()); sys.exit(' '.join(loaded) or 0)"
+    """`import jnet` loads no library at all; its modules, asked for, load JAX but nothing that is for the command."""
+    heavy = "matplotlib orbax sklearn mlxtend tyro rich optax flax torch tensorboardX grain".split()
+    code = f"""
+import sys, jnet
+early = {{"jax", "numpy"}} & set(sys.modules)
+assert set(jnet.__all__) < set(dir(jnet))
+for name in jnet.__all__:
+    assert getattr(jnet, name).__name__ == f"jnet.{{name}}"
+sys.exit(" ".join(early | set({heavy}) & set(sys.modules)) or 0)
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_jnet_has_not_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'jnet' has no attribute 'nothing'"):
+        jnet.nothing  # noqa: B018
