@@ -94,8 +94,8 @@ class SigmoidCache(NamedTuple):
 def sigmoid_forward(x: Array) -> tuple[Array, SigmoidCache]:
     r"""Logistic function, `1 / (1 + exp(-x))`, elementwise; right at any finite or infinite x.
 
-    **Forward.** $y = 1 / (1 + e^{-x})$. For $x < 0$ the exponential overflows, so numerator and denominator are
-    multiplied by $e^{x}$: with $z = e^{-|x|} \le 1$, $y = 1/(1+z)$ where $x \ge 0$ and $y = z/(1+z)$ where $x < 0$.
+    **Forward.** $y = 1 / (1 + e^{-x})$. Far below zero the exponential overflows to infinity, and $1/\infty = 0$ is the
+    right result; the other familiar form, $e^x / (1 + e^x)$, is the one that gives $\infty/\infty$ far above zero.
 
     **Backward.** Write $y = (1+e^{-x})^{-1}$:
 
@@ -107,9 +107,7 @@ def sigmoid_forward(x: Array) -> tuple[Array, SigmoidCache]:
     Reference: Rumelhart, Hinton & Williams 1986, doi:10.1038/323533a0.
     """
     require_float("sigmoid", x=x)
-    wide = widen(x)
-    z = jnp.exp(jnp.where(wide >= 0, -wide, wide))  # not exp(-|x|): its own derivative at 0 would be 0
-    out = (jnp.where(wide >= 0, 1.0, z) / (1.0 + z)).astype(x.dtype)
+    out = (1.0 / (1.0 + jnp.exp(-widen(x)))).astype(x.dtype)
     return out, SigmoidCache(out)
 
 
