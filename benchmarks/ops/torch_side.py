@@ -130,7 +130,7 @@ def _recurrent(kind: Any, x, state, wx, wh, b):
 
 OPS: dict[str, Callable[..., Any]] = {
     **{name: value for name, value in globals().items() if name in CASES},
-    **{"relu": torch.relu, "leaky_relu": F.leaky_relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh},
+    **{"relu": torch.relu, "leaky_relu": lambda x: F.leaky_relu(x), "sigmoid": torch.sigmoid, "tanh": torch.tanh},
 }
 
 
