@@ -92,11 +92,11 @@ def _kept(entry: Entry, function: Any) -> int:
     return kept_bytes(lambda primals: function(**primals, **rest), primals)
 
 
-HEAD = f"{'op':<22}  {'float64':>9}  {'float32':>9}  {'bfloat16':>9}  {'kept by hand':>12}  {'by autodiff':>12}"
+HEAD = f"{'op':<25}  {'float64':>9}  {'float32':>9}  {'bfloat16':>9}  {'kept by hand':>12}  {'by autodiff':>12}"
 
 
 def to_line(result: OpCheck) -> str:
     """One op's line under `HEAD`; bytes are those of its first sample."""
     errors = "  ".join(f"{result.errors[dtype]:>9.1e}" for dtype in ALLOWED)
     kept = f"{result.kept_by_hand:>12,}  {result.kept_by_autodiff:>12,}"
-    return f"{result.name:<22}  {errors}  {kept}  {'ok' if result.ok else 'WRONG'}"
+    return f"{result.name:<25}  {errors}  {kept}  {'ok' if result.ok else 'WRONG'}"

@@ -44,3 +44,8 @@ def test_the_computed_tables_are_current(tables):
     with jax.enable_x64(False):  # sizes are those of a user's session
         assert (DOCS / "tables/ops.md").read_text() == tables.ops_table(), "run python docs/_site/tables.py"
         assert (DOCS / "tables/kept.md").read_text() == tables.kept_table(), "run python docs/_site/tables.py"
+
+
+def test_the_table_of_rounding_errors_has_every_op():
+    rows = (DOCS / "tables/check.md").read_text().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [entry.name for entry in CATALOGUE], "run python docs/_site/tables.py"
