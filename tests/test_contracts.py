@@ -11,12 +11,11 @@ from jax.flatten_util import ravel_pytree
 from jnet.custom_vjp import CATALOGUE, Entry, Sample
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "bfloat16": 5e-2, "float16": 1e-2}
+AS_USERS_COMPILE = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # not as conftest.py says
+SAMPLES = {f"{e.name}-{i}": (e, s) for e in CATALOGUE for i, s in enumerate(e.samples)}
+CASES = {f"{e.name}-{i}": (e, s) for e in CATALOGUE for i, s in enumerate(e.samples + e.kinks)}
 
 every_entry = pytest.mark.parametrize("entry", CATALOGUE, ids=lambda e: e.name)
-every_sample = pytest.mark.parametrize(
-    ("entry", "sample"),
-    [pytest.param(e, s, id=f"{e.name}-{i}") for e in CATALOGUE for i, s in enumerate(e.samples + e.kinks)],
-)
 
 
 def split(entry: Entry, sample: Sample, dtype: str, seed: int = 0):
@@ -29,13 +28,26 @@ def split(entry: Entry, sample: Sample, dtype: str, seed: int = 0):
 def random_like(tree, seed=1):
     """Cotangents: random, never ones, for which a batch-normalization's dx is identically zero."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: jnp.asarray(rng.standard_normal(a.shape), a.dtype), tree)
+    return jax.tree.map(lambda a: rng.standard_normal(a.shape).astype(a.dtype), tree)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def value_and_cotangents(function, primals, dout):
-    out, pull = jax.vjp(function, primals)
-    return out, pull(jax.tree.map(lambda d, o: d.astype(o.dtype), dout, out))[0]
+def value_and_cotangents(function, rest, compiler_options=None):
+    """Compile `(primals, dout) -> (out, cotangents)`."""
+
+    def both(primals, dout):
+        out, pull = jax.vjp(lambda primals: function(**primals, **rest), primals)
+        return out, pull(jax.tree.map(lambda d, o: d.astype(o.dtype), dout, out))[0]
+
+    return jax.jit(both, compiler_options=compiler_options)
+
+
+@functools.cache
+def oracle(case: str):
+    """The plain twin in float64: one compilation for all dtypes."""
+    entry, sample = CASES[case]
+    exact, rest = split(entry, sample, "float64")
+    dout = random_like(jax.eval_shape(lambda primals: entry.reference(**primals, **rest), exact))
+    return dout, value_and_cotangents(entry.reference, rest)
 
 
 def worst(got, expected, beside=0.0) -> float:
@@ -52,15 +64,14 @@ def largest(tree) -> float:
     )
 
 
-@every_sample
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_equals_float64_autodiff_of_the_plain_twin(entry, sample, dtype):
+@pytest.mark.parametrize("case", CASES)
+def test_equals_float64_autodiff_of_the_plain_twin(case, dtype):
+    entry, sample = CASES[case]
     primals, rest = split(entry, sample, dtype)
-    exact = {name: array.astype(jnp.float64) for name, array in primals.items()}
-    op, reference = (lambda p: entry.op(**p, **rest)), (lambda p: entry.reference(**p, **rest))
-    dout = random_like(jax.eval_shape(reference, exact))
-    out, cotangents = value_and_cotangents(op, primals, dout)
-    expected_out, expected = value_and_cotangents(reference, exact, dout)
+    dout, twin = oracle(case)
+    out, cotangents = value_and_cotangents(entry.op, rest, AS_USERS_COMPILE)(primals, dout)
+    expected_out, expected = twin({name: np.asarray(a, np.float64) for name, a in primals.items()}, dout)
     for got, want in zip(jax.tree.leaves(out), jax.tree.leaves(expected_out), strict=True):
         assert worst(got, want, 1.0) < TOLERANCE[dtype]
     for name, primal in primals.items():
@@ -73,10 +84,9 @@ def test_equals_float64_autodiff_of_the_plain_twin(entry, sample, dtype):
         assert statistic.dtype == jnp.promote_types(dtype, jnp.float32)
 
 
-@pytest.mark.parametrize(
-    ("entry", "sample"), [pytest.param(e, s, id=f"{e.name}-{i}") for e in CATALOGUE for i, s in enumerate(e.samples)]
-)
-def test_equals_central_differences_in_every_coordinate(entry, sample, step=1e-6):
+@pytest.mark.parametrize("case", SAMPLES)
+def test_equals_central_differences_in_every_coordinate(case, step=1e-6):
+    entry, sample = SAMPLES[case]
     primals, rest = split(entry, sample, "float64", seed=2)
     dout = random_like(jax.eval_shape(lambda p: entry.op(**p, **rest), primals), seed=3)
     flat, unravel = ravel_pytree(primals)
@@ -85,20 +95,26 @@ def test_equals_central_differences_in_every_coordinate(entry, sample, step=1e-6
         outs = jax.tree.leaves(entry.op(**unravel(flat), **rest))
         return sum(jnp.sum(o * d) for o, d in zip(outs, jax.tree.leaves(dout), strict=True))
 
-    def slope(nudge):
-        return (value(flat + nudge) - value(flat - nudge)) / (2 * step)
-
-    numerical = jax.jit(lambda nudges: jax.lax.map(slope, nudges, batch_size=64))(step * jnp.eye(flat.size))
-    assert worst(jax.jit(jax.grad(value))(flat), numerical, 1.0) < 1e-6
+    nudges = step * np.concatenate([np.eye(flat.size), -np.eye(flat.size)])
+    values, gradient = jax.jit(lambda points: (jax.vmap(value)(points), jax.grad(value)(flat)))(
+        np.asarray(flat)[None] + nudges
+    )
+    above, below = np.split(np.asarray(values), 2)
+    assert worst(gradient, (above - below) / (2 * step), 1.0) < 1e-6
 
 
 @every_entry
 def test_backward_is_linear_in_the_cotangent(entry):
     primals, rest = split(entry, entry.samples[0], "float64")
-    out, pull = jax.vjp(lambda p: entry.op(**p, **rest), primals)
+
+    def pull(dout):
+        return jax.vjp(lambda p: entry.op(**p, **rest), primals)[1](dout)
+
+    out = jax.eval_shape(lambda p: entry.op(**p, **rest), primals)
     a, b = random_like(out, 1), random_like(out, 2)
-    together = pull(jax.tree.map(lambda p, q: 2.0 * p - 3.0 * q, a, b))
-    apart = jax.tree.map(lambda p, q: 2.0 * p - 3.0 * q, pull(a), pull(b))
+    mixed = jax.tree.map(lambda p, q: 2.0 * p - 3.0 * q, a, b)
+    together, of_a, of_b = jax.jit(lambda *douts: [pull(dout) for dout in douts])(mixed, a, b)
+    apart = jax.tree.map(lambda p, q: 2.0 * np.asarray(p) - 3.0 * np.asarray(q), of_a, of_b)
     for got, want in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         assert worst(got, want, largest(together)) < 1e-12
 
@@ -125,18 +141,32 @@ def test_transforms(entry):
     dout = random_like(jax.eval_shape(lambda p: entry.op(**p, **rest), primals))
     scalar = along_random(entry, rest, dout)
     eager = jax.grad(scalar)(primals)
-    assert_trees_close(jax.jit(jax.grad(scalar))(primals), eager)
-    assert_trees_close(jax.jit(jax.grad(jax.checkpoint(scalar)))(primals), eager)
-    twice = jax.tree.map(lambda a: jnp.stack([a, 2.0 * a]), primals)
-    second = jax.jit(jax.grad(scalar))(jax.tree.map(lambda a: a[1], twice))
-    both = jax.jit(lambda ps: jax.lax.scan(lambda c, p: (c, jax.grad(scalar)(p)), 0, ps)[1])(twice)
-    assert_trees_close(both, jax.tree.map(lambda a, b: jnp.stack([a, b]), eager, second))
-    assert_trees_close(jax.jit(jax.vmap(jax.grad(scalar)))(twice), both)
-    for name in primals:
-        axes = {n: 0 if n == name else None for n in primals}
-        batched = {n: twice[n] if n == name else a for n, a in primals.items()}
-        got = jax.jit(jax.vmap(jax.grad(scalar), in_axes=(axes,)))(batched)
-        assert_trees_close(jax.tree.map(lambda a: a[0], got), eager)
+    twice = jax.tree.map(lambda a: np.stack([a, 2.0 * a]), jax.tree.map(np.asarray, primals))
+
+    def each_alone(primals, twice):
+        for name in primals:
+            axes = {n: 0 if n == name else None for n in primals}
+            yield jax.vmap(jax.grad(scalar), in_axes=(axes,))({**primals, name: twice[name]})
+
+    @jax.jit  # one program: what all take part in is compiled once
+    def transformed(primals, twice):
+        return {
+            "jit": jax.grad(scalar)(primals),
+            "jit of the second": jax.grad(scalar)(jax.tree.map(lambda a: a[1], twice)),
+            "checkpoint": jax.grad(jax.checkpoint(scalar))(primals),
+            "scan": jax.lax.scan(lambda c, p: (c, jax.grad(scalar)(p)), 0, twice)[1],
+            "vmap": jax.vmap(jax.grad(scalar))(twice),
+            "vmap of one": [jax.tree.map(lambda a: a[0], got) for got in each_alone(primals, twice)],
+        }
+
+    got = transformed(primals, twice)
+    assert_trees_close(got["jit"], eager)
+    assert_trees_close(got["checkpoint"], eager)
+    both = jax.tree.map(lambda a, b: np.stack([a, b]), eager, got["jit of the second"])
+    assert_trees_close(got["scan"], both)
+    assert_trees_close(got["vmap"], both)
+    for alone in got["vmap of one"]:
+        assert_trees_close(alone, eager)
 
 
 @every_entry
@@ -146,16 +176,17 @@ def test_second_derivative(entry):
     dout = random_like(jax.eval_shape(lambda p: entry.op(**p, **rest), primals))
     direction = random_like(primals, 5)
 
-    def hessian_product(which):
+    def hessian_product(which, primals):
         scalar = along_random(entry._replace(op=which), rest, dout)
 
         def slope(p):
             gradient = jax.grad(scalar)(p)
             return sum(jnp.sum(g * d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
 
-        return jax.jit(jax.grad(slope))(primals)
+        return jax.grad(slope)(primals)
 
-    assert_trees_close(hessian_product(entry.op), hessian_product(entry.reference), 1e-10)
+    got, want = jax.jit(lambda p: [hessian_product(which, p) for which in (entry.op, entry.reference)])(primals)
+    assert_trees_close(got, want, 1e-10)
 
 
 def test_jacrev_of_jacrev():
@@ -178,18 +209,28 @@ def test_parameters_of_another_dtype(entry):
     primals, rest = split(entry, entry.samples[0], "float32")
     first = entry.diff[0]
     mixed = {name: a.astype(jnp.bfloat16) if name == first else a for name, a in primals.items()}
-    out, pull = jax.vjp(lambda p: entry.op(**p, **rest), mixed)
+
+    def run(mixed):
+        out, pull = jax.vjp(lambda p: entry.op(**p, **rest), mixed)
+        return out, pull(out)[0]
+
+    out, cotangents = jax.eval_shape(run, mixed)  # dtypes are known without running
     assert jax.tree.leaves(out)[0].dtype in (jnp.bfloat16, jnp.float32)  # a loss is never narrower than float32
-    for name, cotangent in pull(random_like(out))[0].items():
-        assert cotangent.dtype == mixed[name].dtype, name
+    assert {name: d.dtype for name, d in cotangents.items()} == {name: a.dtype for name, a in mixed.items()}
 
 
 @every_entry
 def test_positions_and_keywords_mean_the_same(entry):
     sample = entry.samples[-1]
     arrays = entry.inputs(sample)
-    by_position = entry.op(*arrays.values(), **sample.static)
-    assert_trees_close(by_position, entry.op(**arrays, **sample.static), 0.0 + 1e-30)
+
+    @jax.jit
+    def both(*values):
+        by_name = dict(zip(arrays, values, strict=True))
+        return entry.op(*values, **sample.static), entry.op(**by_name, **sample.static)
+
+    by_position, by_name = both(*arrays.values())
+    assert_trees_close(by_position, by_name, 1e-30)
 
 
 def test_names_are_those_of_the_plain_twins():
