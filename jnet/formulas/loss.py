@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_labels
@@ -30,20 +30,23 @@ class SoftmaxCrossEntropyCache(NamedTuple):
 def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, SoftmaxCrossEntropyCache]:
     r"""Mean over the rows of `logits: (N, C)` of the negative log-probability of the row's label.
 
-    **Forward.** With $p_j = e^{s_j} / \sum_k e^{s_k}$ the loss of a row is $\ell = -\log p_y$. Let $k$ be the first
-    largest logit, $z_j = s_j - s_k \le 0$; nothing overflows in
+    **Forward.** With $p_j = e^{s_j} / \sum_k e^{s_k}$ the loss of a row is $\ell = -\log p_y$. Let $m = \max_j s_j$;
+    nothing overflows in
 
-    $$ \ell = (s_k - s_y) + \log\Bigl(1 + \sum_{j \ne k} e^{z_j}\Bigr), \qquad L = \frac1N \sum_n \ell_n, $$
+    $$ \ell = (m - s_y) + \log \sum_j e^{s_j - m}
+            = (m - s_y) + \mathrm{log1p}\Bigl(\sum_{j \ne y} e^{s_j - m} + \mathrm{expm1}(s_y - m)\Bigr), \qquad
+       L = \frac1N \sum_n \ell_n. $$
 
-    and `log1p` keeps a loss far below the rounding of 1. A logit of $-\infty$ in another class is a masked class.
+    Where the label has the largest logit the second term is 0, and `log1p` keeps a loss far below the rounding of 1.
+    A logit of $-\infty$ in another class is a masked class.
 
     **Backward.** $\ell = \log \sum_k e^{s_k} - s_y$, and $\partial \log \sum_k e^{s_k} / \partial s_j = e^{s_j} /
     \sum_k e^{s_k} = p_j$:
 
     $$ \frac{\partial \ell}{\partial s_j} = p_j - [j = y], \qquad \bar s_{nj} = \frac{g}{N}\,(p_{nj} - [j = y_n]). $$
 
-    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. The gradient of a row sums to zero (adding a constant
-    to a row does not change its loss), so the entry is computed as $-\sum_{j \ne y} p_j$, which keeps every digit.
+    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. As $p_y = e^{-\ell}$ it is $\mathrm{expm1}(-\ell)$,
+    which keeps every digit.
 
     **Kept:** the logits, an alias of the caller's array, with two numbers a row; the probabilities are one
     exponential to rebuild.
@@ -68,22 +71,21 @@ def softmax_cross_entropy_backward(dout: Array, cache: SoftmaxCrossEntropyCache)
 def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     """Return each row's loss `(N,)`, and its `peak` and `log_sum`, `(N, 1)`: what means over rows or steps share."""
     index, inside, scores = _prepare(op, "logits", logits, labels)
-    first = _is_class(jnp.argmax(scores, axis=1), scores)
-    peak = _pick(scores, first)
+    peak = lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))  # the result does not depend on it
     peak = jnp.where(peak == -jnp.inf, 0.0, peak)  # a row masked throughout: -inf - -inf would be NaN
-    others = jnp.where(first, 0.0, jnp.exp(scores - peak))
-    log_sum = jnp.log1p(jnp.sum(others, axis=1, keepdims=True))
-    losses = (peak - _pick(scores, _is_class(index, scores)) + log_sum)[:, 0]
-    return jnp.where(inside, losses, jnp.nan), peak, log_sum
+    own = _pick(scores, index)
+    others = jnp.where(_is_class(index, scores), 0.0, jnp.exp(scores - peak))
+    beyond = jnp.sum(others, axis=1, keepdims=True) + jnp.expm1(own - peak)
+    log_sum = jnp.log1p(jnp.where(beyond >= 0, beyond, 0.0))  # below 0 in a row masked throughout only
+    return jnp.where(inside, (peak - own + log_sum)[:, 0], jnp.nan), peak, log_sum
 
 
 def softmax_rows_backward(logits: Array, labels: Array, peak: Array, log_sum: Array) -> Array:
     """Return the gradient of each row's loss, `(N, C)`, float32 or wider."""
     index, inside = class_index(labels, logits.shape[1])
-    scores = widen(logits)
-    is_label = _is_class(index, scores)
-    others = jnp.where(is_label, 0.0, jnp.exp(scores - peak - log_sum))
-    dlosses = jnp.where(is_label, -jnp.sum(others, axis=1, keepdims=True), others)
+    scores, log_total = widen(logits), peak + log_sum
+    own = jnp.expm1(_pick(scores, index) - log_total)
+    dlosses = jnp.where(_is_class(index, scores), own, jnp.exp(scores - log_total))
     return jnp.where(inside[:, None], dlosses, jnp.nan)
 
 
@@ -115,7 +117,7 @@ def svm_loss_forward(scores: Array, labels: Array, *, margin: float = 1.0) -> tu
     """
     index, inside, wide = _prepare("svm_loss", "scores", scores, labels)
     is_label = _is_class(index, wide)
-    excess = jnp.where(is_label, 0.0, wide - _pick(wide, is_label) + margin)
+    excess = jnp.where(is_label, 0.0, wide - _pick(wide, index) + margin)
     losses = jnp.where(inside, jnp.sum(jnp.maximum(excess, 0.0), axis=1), jnp.nan)
     return jnp.sum(losses) / len(losses), SvmLossCache(excess > 0, labels)
 
@@ -153,6 +155,6 @@ def _is_class(index: Array, scores: Array) -> Array:
     return index[:, None].astype(jnp.int32) == jnp.arange(scores.shape[1], dtype=jnp.int32)[None, :]
 
 
-def _pick(scores: Array, here: Array) -> Array:
-    """Return the one score of each row that `here` marks, (N, 1); selected, so infinities elsewhere do not matter."""
-    return jnp.sum(jnp.where(here, scores, 0.0), axis=1, keepdims=True)
+def _pick(scores: Array, index: Array) -> Array:
+    """Return the score at each row's `index`, (N, 1)."""
+    return jnp.take_along_axis(scores, index[:, None], axis=1)
