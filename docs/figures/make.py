@@ -122,8 +122,8 @@ def softmax_tail():
     exact = -9 * np.exp(-leads) / (1 + 9 * np.exp(-leads))
     naive = np.asarray(jax.nn.softmax(jnp.asarray(logits))[:, 0] - 1, float)
     _, peak, log_sum = loss.softmax_rows_forward("figure", jnp.asarray(logits), jnp.zeros(len(leads), jnp.int32))
-    by_sum = loss.softmax_rows_backward(jnp.asarray(logits), jnp.zeros(len(leads), jnp.int32), peak, log_sum)[:, 0]
-    for name, values, colour in (("p - 1", naive, RED), ("minus the sum of the others", by_sum, BLUE)):
+    by_loss = loss.softmax_rows_backward(jnp.asarray(logits), jnp.zeros(len(leads), jnp.int32), peak, log_sum)[:, 0]
+    for name, values, colour in (("p - 1", naive, RED), ("expm1(-loss)", by_loss, BLUE)):
         error = np.maximum(np.abs(np.asarray(values, float) / exact - 1), 1e-9)
         axes.semilogy(leads, error, color=colour, label=name)
     axes.set(xlabel="lead of the label's logit", ylabel="relative error, float32", ylim=(1e-9, 10))

@@ -83,9 +83,9 @@ def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, 
 def softmax_rows_backward(logits: Array, labels: Array, peak: Array, log_sum: Array) -> Array:
     """Return the gradient of each row's loss, `(N, C)`, float32 or wider."""
     index, inside = class_index(labels, logits.shape[1])
-    scores, log_total = widen(logits), peak + log_sum
-    own = jnp.expm1(_pick(scores, index) - log_total)
-    dlosses = jnp.where(_is_class(index, scores), own, jnp.exp(scores - log_total))
+    scores = widen(logits)
+    own = jnp.expm1((_pick(scores, index) - peak) - log_sum)  # peak + log_sum would round a small log_sum away
+    dlosses = jnp.where(_is_class(index, scores), own, jnp.exp(scores - peak - log_sum))
     return jnp.where(inside[:, None], dlosses, jnp.nan)
 
 
