@@ -64,8 +64,7 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
 def softmax_cross_entropy_backward(dout: Array, cache: SoftmaxCrossEntropyCache) -> Array:
     """Return `dlogits: (N, C)` from the scalar `dout`; derivation in `softmax_cross_entropy_forward`."""
     logits, labels, peak, log_sum = cache
-    dlosses = softmax_rows_backward(logits, labels, peak, log_sum)
-    return dlosses * (dout / max(len(labels), 1))
+    return softmax_rows_backward(dout / max(len(labels), 1), logits, labels, peak, log_sum)
 
 
 def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
@@ -80,13 +79,12 @@ def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, 
     return jnp.where(inside, (peak - own + log_sum)[:, 0], jnp.nan), peak, log_sum
 
 
-def softmax_rows_backward(logits: Array, labels: Array, peak: Array, log_sum: Array) -> Array:
-    """Return the gradient of each row's loss, `(N, C)`, float32 or wider."""
+def softmax_rows_backward(dloss: Array, logits: Array, labels: Array, peak: Array, log_sum: Array) -> Array:
+    """Return `dlogits`, `(N, C)`, float32 or wider, where the loss of each row has the cotangent `dloss`, a scalar."""
     index, inside = class_index(labels, logits.shape[1])
-    scores = widen(logits)
+    scores, scale = widen(logits), jnp.where(inside, dloss, jnp.nan)[:, None]
     own = jnp.expm1((_pick(scores, index) - peak) - log_sum)  # peak + log_sum would round a small log_sum away
-    dlosses = jnp.where(_is_class(index, scores), own, jnp.exp(scores - peak - log_sum))
-    return jnp.where(inside[:, None], dlosses, jnp.nan)
+    return jnp.where(_is_class(index, scores), scale * own, jnp.exp(scores - peak) * (jnp.exp(-log_sum) * scale))
 
 
 class SvmLossCache(NamedTuple):

@@ -389,9 +389,8 @@ def temporal_softmax_loss_forward(logits: Array, labels: Array, mask: Array) -> 
 def temporal_softmax_loss_backward(dout: Array, cache: TemporalSoftmaxLossCache) -> Array:
     """Return `dlogits: (N, T, V)` from the scalar `dout`; derivation in `temporal_softmax_loss_forward`."""
     logits, labels, mask, peak, log_sum = cache
-    dlosses = softmax_rows_backward(_rows(logits), labels.reshape(-1), peak, log_sum)
-    dlosses = jnp.where(mask.reshape(-1, 1), dlosses, 0.0) * (dout / max(len(logits), 1))
-    return dlosses.reshape(logits.shape)
+    dlogits = softmax_rows_backward(dout / max(len(logits), 1), _rows(logits), labels.reshape(-1), peak, log_sum)
+    return jnp.where(mask[..., None], dlogits.reshape(logits.shape), 0.0)
 
 
 def _check_cell(op: str, x: Array, states: dict[str, Array], wx: Array, wh: Array, b: Array, *, gates: int) -> None:
