@@ -1,6 +1,6 @@
 """Pairs as students write them: right ones in several styles, for the grader, and one place for each usual mistake.
 
-`repair` is a switchboard: `write(op, mistake)` returns the pair with one line of it replaced.
+`pair(op)` is the right pair of loops, `rewrite(op, old, new)` the same with a piece of its code replaced.
 """
 
 import inspect

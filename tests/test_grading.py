@@ -185,6 +185,11 @@ PLANTED = [
 ]  # fmt: skip
 
 
+def test_what_cannot_be_planted_in_results_is_planted_in_code():
+    draws = {(op, slip.name, slip.part) for op, slip in SLIPS if slip.part in DRAWS or slip.name in DRAWS}
+    assert len(draws) == 6 and draws <= {(op, name, part) for op, _, _, name, part in PLANTED}
+
+
 @pytest.mark.parametrize(("op", "old", "new", "name", "part"), PLANTED)
 def test_a_mistake_in_code(op, old, new, name, part):
     report = grade(op, *students.rewrite(op, old, new))
