@@ -96,9 +96,8 @@ def test_equals_central_differences_in_every_coordinate(case, step=1e-6):
         return sum(jnp.sum(o * d) for o, d in zip(outs, jax.tree.leaves(dout), strict=True))
 
     nudges = step * np.concatenate([np.eye(flat.size), -np.eye(flat.size)])
-    values, gradient = jax.jit(lambda points: (jax.vmap(value)(points), jax.grad(value)(flat)))(
-        np.asarray(flat)[None] + nudges
-    )
+    both = jax.jit(lambda points: (jax.vmap(value)(points), jax.grad(value)(flat)))
+    values, gradient = both(np.asarray(flat)[None] + nudges)
     above, below = np.split(np.asarray(values), 2)
     assert worst(gradient, (above - below) / (2 * step), 1.0) < 1e-6
 
