@@ -1,6 +1,7 @@
 """Training on several devices and in several processes is training on one, but for rounding."""
 
 import json
+import math
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from jnet import models, optim, parallel, train
 from jnet.data import Dataset, Split
+from jnet.formulas.convolution import rule
 from jnet.parallel import Placement, data_mesh
 
 DEVICES = 8
@@ -79,20 +81,32 @@ else:
         return step.lower(state, batch).compile().as_text()
 
     @pytest.mark.parametrize(
-        ("model", "batchnorms", "convolutions"),
+        ("model", "batchnorms", "others"),
         [
-            (models.fully_connected_net([16, 16], 5, 0.5), 0, 0),
-            (models.fully_connected_net([16, 16], 5, 0.5, "batchnorm"), 2, 0),
-            (models.three_layer_conv_net(4, 3, 8, 5), 0, 1),
-            (models.vgg((4, 4, 8), 5), 3, 3),
+            (models.fully_connected_net([16, 16], 5, 0.5), 0, 3),
+            (models.fully_connected_net([16, 16], 5, 0.5, "batchnorm"), 2, 3),
+            (models.three_layer_conv_net(4, 3, 8, 5), 0, 3),
+            (models.vgg((4, 4, 8), 5), 3, 4),
+            (models.vgg((32, 32), 5), 2, 3),  # Winograd's, of which the filters' gradient is transformed, then summed
+            (models.vgg((16, 16), 5), 2, 3),  # split windows
         ],
-        ids=["fully_connected", "fully_connected_batchnorm", "three_layer_conv_net", "vgg"],
+        ids=["fully_connected", "fully_connected_batchnorm", "three_layer_conv_net", "vgg", "winograd", "split"],
     )
-    def test_number_of_collectives(model, batchnorms, convolutions):
-        """Two sums forward and one backward a batchnorm, one a convolution's backward, one for all the rest."""
+    def test_what_travels(model, batchnorms, others, monkeypatch):
+        """Each gradient once, in an all-reduce for each backward pass that is compiled apart and one for the rest.
+
+        A batchnorm has two sums more forward and one backward, a few numbers a channel each.
+        """
+        monkeypatch.setattr(rule, "WORTH_IT", 0)
         program = compiled_step(model, 4)
-        assert len(re.findall(r"\ball-reduce\(", program)) == 3 * batchnorms + convolutions + 1
+        reduced = re.findall(r"= (.*) all-reduce\(", program)
+        assert 0 < len(reduced) <= 3 * batchnorms + others + 1
         assert not re.findall(r"\b(all-gather|all-to-all|collective-permute|reduce-scatter)\(", program)
+        dims = re.findall(r"f32\[([\d,]*)\]", " ".join(reduced))
+        numbers = sum(math.prod(int(d) for d in shape.split(",") if d) for shape in dims)
+        params, _, _ = jax.eval_shape(lambda: model.init(jax.random.key(0), (8, 8, 2)))
+        gammas_and_means = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 1)
+        assert numbers <= sum(leaf.size for leaf in jax.tree.leaves(params)) + 4 * gammas_and_means
 
     def test_dropout_draws_one_mask_on_any_number_of_devices():
         x = np.ones((16, 50), np.float32)

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jnet.formulas.convolution.parts import groups_of, in_parts
 from jnet.formulas.precision import accumulator
 from jnet.formulas.windows import Geometry
 
@@ -28,12 +29,14 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
     and filters, where im2col has 144 by 16. It takes `IMAGES` images at a time, for the copies to stay in the cache.
     """
     del groups
-    n = x.shape[0]
-    if n <= IMAGES or n % IMAGES:
-        dw = _product(x, dout, where)
-    else:
-        parts = [v.reshape(n // IMAGES, IMAGES, *v.shape[1:]) for v in (x, dout)]
-        dw = lax.map(lambda part: _product(part[0], part[1], where), parts).sum(axis=0)
+    devices = groups_of(x.shape[0])
+    n = x.shape[0] // devices
+    parts = n // IMAGES if n > IMAGES and n % IMAGES == 0 else 1
+
+    def part(x: Array, dout: Array) -> Array:
+        return _product(x, dout, where)[None]
+
+    dw = in_parts(part, parts, *(v.reshape(devices, n, *v.shape[1:]) for v in (x, dout))).sum(axis=(0, 1))
     dw = dw.reshape(where.window[0], dout.shape[-1], where.window[1], x.shape[-1])
     return dw.transpose(0, 2, 3, 1)
 

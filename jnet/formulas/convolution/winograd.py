@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jnet.formulas.convolution.parts import groups_of, in_parts
 from jnet.formulas.precision import widen
 from jnet.formulas.windows import Geometry
 
@@ -95,7 +96,7 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     def part(x: Array) -> Array:
         return _outputs(jnp.einsum("ktc,kcf->ktf", _tiles(widen(x), where), u), x.shape[0], where)
 
-    return _in_parts(part, where, w.shape[2:], x)
+    return _whole(_in_parts(part, where, w.shape[2:], x))
 
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
@@ -106,7 +107,7 @@ def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array
     def part(dout: Array) -> Array:
         return _spread_back(_cotangents(widen(dout), where), u, dout.shape[0], where)
 
-    return _in_parts(part, where, w.shape[2:], dout)
+    return _whole(_in_parts(part, where, w.shape[2:], dout))
 
 
 def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
@@ -117,7 +118,7 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
     def part(x: Array, dout: Array) -> Array:
         return _met(_tiles(widen(x), where), _cotangents(widen(dout), where))[None]
 
-    return _filters_back(_in_parts(part, where, channels, x, dout).sum(axis=0))
+    return _summed(_in_parts(part, where, channels, x, dout))
 
 
 def backward(x: Array, w: Array, dout: Array, where: Geometry) -> tuple[Array, Array]:
@@ -129,22 +130,29 @@ def backward(x: Array, w: Array, dout: Array, where: Geometry) -> tuple[Array, A
         return _spread_back(z, u, x.shape[0], where), _met(_tiles(widen(x), where), z)[None]
 
     dx, du = _in_parts(part, where, w.shape[2:], x, dout)
-    return dx, _filters_back(du.sum(axis=0))
+    return _whole(dx), _summed(du)
 
 
 def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int], *images: Array) -> Any:
-    """Apply `part` to as many images at a time as leave their transformed tiles in the cache; join along the batch."""
-    n = images[0].shape[0]
+    """Apply `part` to as many images of a group at a time as leave their transformed tiles in the cache."""
+    groups = groups_of(images[0].shape[0])
+    n = images[0].shape[0] // groups
     tile_bytes = 4 * SIZE**2 * prod(_grid(where)) * sum(channels)
     parts = 1
     if n * tile_bytes > TOO_MANY_BYTES:
         wanted = -(-n * tile_bytes // PART_BYTES)
         parts = next((k for k in range(wanted, min(4 * wanted, n) + 1) if n % k == 0), 1)
-    if parts == 1:
-        return part(*images)
-    stacks = [v.reshape(parts, n // parts, *v.shape[1:]) for v in images]
-    out = lax.map(lambda vs: part(*vs), tuple(stacks))
-    return jax.tree.map(lambda v: v.reshape(v.shape[0] * v.shape[1], *v.shape[2:]), out)
+    return in_parts(part, parts, *(v.reshape(groups, n, *v.shape[1:]) for v in images))
+
+
+def _whole(images: Array) -> Array:
+    """Join the groups of a batch."""
+    return images.reshape(images.shape[0] * images.shape[1], *images.shape[2:])
+
+
+def _summed(du: Array) -> Array:
+    """Return the filters' gradient from `(groups, parts, 36, C, F)`, transformed before the groups are summed."""
+    return jax.vmap(_filters_back)(du.sum(axis=1)).sum(axis=0)
 
 
 # The stages. A "grid" is the tiles of an image, (TH, TW); k counts the 36 products, column products first.
@@ -162,6 +170,17 @@ def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
 def _weighted(row: np.ndarray, parts: Sequence[Array]) -> Array:
     terms = [part if c == 1 else part * c for c, part in zip(row.tolist(), parts, strict=True) if c]
     return sum(terms[1:], start=terms[0])
+
+
+def _combine_in_one(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
+    """Return the same stacked, zeros and all, as one loop: a quarter of the code, and as fast where it writes in order.
+
+    (For the other stages it is slower: the images' transform by a quarter, the outputs' by more than twice.)
+    """
+    columns = jnp.asarray(matrix.T, parts[0].dtype).reshape(len(parts), len(matrix), *(1,) * parts[0].ndim)
+    return sum(
+        (part[None] * column for part, column in zip(parts[1:], columns[1:], strict=True)), parts[0][None] * columns[0]
+    )
 
 
 def _filters(w: Array) -> Array:
@@ -203,8 +222,8 @@ def _cotangents(dout: Array, where: Geometry) -> Array:
     """Return `Z = A dout A^T`, `(36, N * TH * TW, F)`."""
     (n, _, _, f), (rows, columns) = dout.shape, _grid(where)
     z = _fit(_fit(dout, 1, 0, TILE * rows), 2, 0, TILE * columns).reshape(n, rows, TILE, TILE * columns * f)
-    z = jnp.stack(_combine(_A.T, [z[:, :, i] for i in range(TILE)])).reshape(SIZE, n, rows, columns, TILE, f)
-    z = jnp.stack(_combine(_A.T, [z[..., j, :] for j in range(TILE)]))
+    z = _combine_in_one(_A.T, [z[:, :, i] for i in range(TILE)]).reshape(SIZE, n, rows, columns, TILE, f)
+    z = _combine_in_one(_A.T, [z[..., j, :] for j in range(TILE)])
     return z.reshape(SIZE**2, n * rows * columns, f)
 
 
