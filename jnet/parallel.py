@@ -113,6 +113,13 @@ class Placement(NamedTuple):
         sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * axis, AXIS))
         return jax.tree.map(lambda array: _spread(array, sharding), batch)
 
+    def everywhere(self, tree: Any) -> Any:
+        """Put all of every array on each device, from the whole that each process holds."""
+        if self.mesh is None:
+            return jax.device_put(tree)
+        sharding = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda array: _spread(array, sharding), tree)
+
     def check_batch_size(self, batch_size: int) -> None:
         """Raise `ValueError` unless every device gets as many rows of a batch."""
         if batch_size % self.size:

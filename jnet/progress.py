@@ -64,18 +64,16 @@ class Report(NamedTuple):
 
 def add_steps(progress: Progress, order: Order, metrics: dict[str, Any]) -> Progress:
     """Count the steps of one call; raise `FloatingPointError` at the first loss that is not finite."""
-    losses = np.atleast_1d(np.asarray(metrics["loss"], np.float64)).tolist()
-    accuracies = np.atleast_1d(np.asarray(metrics["accuracy"], np.float64)).tolist()
+    losses, accuracies = (np.ravel(metrics[name]).tolist() for name in ("loss", "accuracy"))
+    batch, loss_sum, accuracy_sum = progress.batch, progress.loss_sum, progress.accuracy_sum
     for loss, accuracy in zip(losses, accuracies, strict=True):
+        batch += 1
         if not math.isfinite(loss):
-            where = f"step {progress.step(order) + 1}, epoch {progress.epoch + 1}"
+            where = f"step {progress._replace(batch=batch).step(order)}, epoch {progress.epoch + 1}"
             raise FloatingPointError(f"loss: {loss} at {where}; must be finite: try a lower learning rate")
-        progress = progress._replace(
-            batch=progress.batch + 1,
-            loss_sum=progress.loss_sum + loss,
-            accuracy_sum=progress.accuracy_sum + accuracy,
-        )
-    return progress
+        loss_sum += loss
+        accuracy_sum += accuracy
+    return progress._replace(batch=batch, loss_sum=loss_sum, accuracy_sum=accuracy_sum)
 
 
 def finish_epoch(progress: Progress, order: Order, val: Row) -> Progress:

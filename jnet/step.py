@@ -28,6 +28,8 @@ COMPILER_OPTIONS: dict[str, dict[str, str]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
 }
 
+_UNCHECKED: dict[str, Any] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
+
 
 class TrainState(NamedTuple):
     """All that a training step reads and replaces."""
@@ -98,6 +100,30 @@ def make_train_epoch(
         return lax.scan(step, state, batches)
 
     return jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
+
+
+def make_train_rows(
+    model: Layer,
+    optimizer: Optimizer,
+    loss: Loss = softmax_cross_entropy,
+    reg: float = 0.0,
+    placement: Placement = Placement(),  # noqa: B008 (immutable)
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]]:
+    """Compile steps on images that lie on the device: `run(state, (images, labels), rows)`.
+
+    `rows: (batch,)` is one step, `(steps, batch)` a scan over so many; a step gathers its own batch, so only the
+    numbers of the rows come from Python. They are not checked: each must be one of the images'.
+    """
+    step = _train_step(model, optimizer, loss, reg, placement)
+
+    def run(state: TrainState, split: Batch, rows: Array) -> tuple[TrainState, Metrics]:
+        def step_on(state: TrainState, rows: Array) -> tuple[TrainState, Metrics]:
+            images, labels = (array.at[rows].get(**_UNCHECKED) for array in split)
+            return step(state, (images, labels))
+
+        return lax.scan(step_on, state, rows) if rows.ndim == 2 else step_on(state, rows)
+
+    return jax.jit(run, donate_argnums=0, compiler_options=compiler_options())
 
 
 def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):

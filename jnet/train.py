@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,7 @@ from jnet.step import (
     init_shapes,
     make_eval_step,
     make_train_epoch,
+    make_train_rows,
     make_train_step,
     smoothed_cross_entropy,
 )
@@ -57,6 +58,7 @@ __all__ = [
 
 EVAL_BATCH = 250  # images in a batch that only looks; small networks gain nothing from more
 SCAN_BYTES = 64 * 2**20  # images in one scanned call: enough to make the cost of a call vanish
+HELD_BYTES = 2**30  # training images that are copied to the devices once; more are cut into batches on the host
 
 
 class FitResult(NamedTuple):
@@ -112,34 +114,32 @@ def fit(
     check_model(model, input_shape, dataset.num_classes)
     order = Order(len(dataset.train.labels), batch_size, seed)
     if steps_per_call is None:
-        steps_per_call = 1 if debug_nans else steps_in_one_call(model, dataset.train, batch_size)
-    chunk = min(steps_per_call, save_every or order.steps)
+        steps_per_call = steps_in_one_call(model, dataset.train, batch_size)
+    chunk = 1 if debug_nans else min(steps_per_call, save_every or order.steps)
 
     def begin(placement: Placement) -> tuple[TrainState, Best, Progress]:
         state = placement.state(create_state(model, optimizer, jax.random.key(seed), input_shape))
         best = Best(copied(state.params), copied(state.model_state), epoch=0, val_accuracy=-1.0, val_loss=math.inf)
         return state, best, Progress()
 
-    step = make_train_step(model, optimizer, loss, reg, placement)
-    scan = make_train_epoch(model, optimizer, loss, reg, placement)
-    if debug_nans:
-        step = _watched(step, model, loss)
-    eval_step = make_eval_step(model, loss)
+    run, cut = _runner(model, optimizer, loss, reg, placement, dataset.train, debug_nans)
+    eval_step, val = make_eval_step(model, loss), dataset.val
+    held = jax.device_put(list(_eval_batches(val, placement))) if is_held(val, placement) else None
 
     with _saver(checkpoint_dir, order, save_every, keep) as saver:
         state, best, progress = begin(placement) if saver is None else saver.restore(begin, placement)
         while progress.epoch < epochs:
-            batches = _batches(dataset.train, order, progress, chunk, placement)
+            batches = map(cut, _rows(order, progress, chunk))
             batch = next(batches)
             while batch is not None:
-                run = scan if batch[1].ndim == 2 else step
                 state, metrics = run(state, batch)  # returns at once ...
                 batch = next(batches, None)  # ... so that the next batch is cut while this one is learnt
                 progress = add_steps(progress, order, metrics)
                 if batch is None:
                     params = params_to_judge(state)
-                    val = _evaluate(eval_step, params, state.model_state, dataset.val, placement)
-                    progress = finish_epoch(progress, order, val)
+                    seen = held or _eval_batches(val, placement)
+                    sums = _evaluate(eval_step, params, state.model_state, len(val.labels), seen)
+                    progress = finish_epoch(progress, order, sums)
                     best = better(best, params, state.model_state, progress.history[-1])
                 if report is not None:
                     report(report_of(progress, order, metrics, epochs, state))
@@ -157,7 +157,8 @@ def evaluate(
     placement: Placement = Placement(),  # noqa: B008 (immutable)
 ) -> Row:
     """Mean loss and accuracy over a whole split: `{"loss", "accuracy"}`, each image counted once."""
-    return _evaluate(make_eval_step(model, loss), params, model_state, split, placement)
+    batches = _eval_batches(split, placement)
+    return _evaluate(make_eval_step(model, loss), params, model_state, len(split.labels), batches)
 
 
 def params_to_judge(state: TrainState) -> Any:
@@ -178,6 +179,17 @@ def steps_in_one_call(model: Layer, train: Split, batch_size: int) -> int:
         return 1
     batch_bytes = batch_size * math.prod(train.images.shape[1:]) * train.images.itemsize
     return max(1, min(len(train.labels) // batch_size, SCAN_BYTES // batch_bytes))
+
+
+def is_held(split: Split, placement: Placement = Placement()) -> bool:  # noqa: B008 (immutable)
+    """Whether `fit` copies a split to the devices once: an array in memory whose copies there take `HELD_BYTES`.
+
+    Batches are then gathered by the compiled step itself, and Python has next to nothing to do. What is larger, or
+    lies in files, is cut into batches on the host, one call ahead of the device.
+    """
+    if not isinstance(split.images, np.ndarray):
+        return False
+    return split.images.nbytes * (len(jax.local_devices()) if placement.mesh is not None else 1) <= HELD_BYTES
 
 
 def check_dataset(dataset: Dataset, batch_size: int) -> None:
@@ -232,32 +244,57 @@ def _watched(step: Callable, model: Layer, loss: Loss) -> Callable:
     return watched
 
 
-def _batches(split: Split, order: Order, progress: Progress, chunk: int, placement: Placement) -> Iterator[Batch]:
-    """What is left of the epoch: stacks `(chunk, batch, ...)`, then single batches where no stack is full.
+def _runner(
+    model: Layer, optimizer: Optimizer, loss: Loss, reg: float, placement: Placement, train: Split, debug_nans: bool
+) -> tuple[Callable[[TrainState, Any], tuple[TrainState, Any]], Callable[[np.ndarray], Any]]:
+    """Make `run(state, batch) -> (state, metrics)`, and `cut(rows)`, which makes the batch of such rows."""
+    settings = (model, optimizer, loss, reg, placement)
+
+    def place(batch: Any, rows: np.ndarray) -> Any:
+        return placement.batch(batch, axis=rows.ndim - 1)
+
+    if is_held(train, placement) and not debug_nans:
+        step, held = make_train_rows(*settings), placement.everywhere(train)
+        return lambda state, rows: step(state, held, rows), lambda rows: place(rows, rows)
+    step, epoch = make_train_step(*settings), make_train_epoch(*settings)
+    if debug_nans:
+        step = _watched(step, model, loss)
+    return (
+        lambda state, batch: (epoch if batch[1].ndim == 2 else step)(state, batch),
+        lambda rows: place((train.images[rows], train.labels[rows]), rows),
+    )
+
+
+def _rows(order: Order, progress: Progress, chunk: int) -> Iterator[np.ndarray]:
+    """What is left of the epoch: rows `(chunk, batch)`, then single batches `(batch,)` where no stack is full.
 
     The stacks begin at multiples of `chunk`, so a run that goes on in the middle makes the very same calls.
     """
-    rows = epoch_order(order.rows, order.seed, progress.epoch)
-    rows = rows[: order.steps * order.batch_size].reshape(order.steps, order.batch_size)
+    rows = epoch_order(order.rows, order.seed, progress.epoch)[: order.steps * order.batch_size].astype(np.int32)
+    rows = rows.reshape(order.steps, order.batch_size)
     position = progress.batch
     while position < order.steps:
         stacked = chunk > 1 and position + chunk <= order.steps
-        index = rows[position : position + chunk] if stacked else rows[position]
-        yield placement.batch((split.images[index], split.labels[index]), axis=1 if stacked else 0)
+        yield rows[position : position + chunk] if stacked else rows[position]
         position += chunk if stacked else 1
 
 
-def _evaluate(eval_step, params: Any, model_state: Any, split: Split, placement: Placement) -> Row:
-    """Walk a split in batches of one size, the last one filled up with rows that are not counted."""
+def _eval_batches(split: Split, placement: Placement) -> Iterator[Any]:
+    """Cut a split in batches `(images, labels, counted)` of one size; rows that fill up the last are not counted."""
     rows = len(split.labels)
     size = -(-min(EVAL_BATCH, rows) // placement.size) * placement.size
-    total, correct = 0.0, 0
     for first in range(0, rows, size):
         index = np.arange(first, first + size)
         counted = index < rows
         index = np.minimum(index, rows - 1)
-        batch = placement.batch((split.images[index], split.labels[index], counted))
-        sums = eval_step(params, model_state, batch)
+        yield placement.batch((split.images[index], split.labels[index], counted))
+
+
+def _evaluate(eval_step, params: Any, model_state: Any, rows: int, batches: Iterable[Any]) -> Row:
+    """Mean loss and accuracy over the `rows` that the batches count."""
+    total, correct = 0.0, 0
+    for batch in batches:
+        sums = jax.device_get(eval_step(params, model_state, batch))
         total += float(sums["loss"])
         correct += int(sums["correct"])
     return {"loss": total / rows, "accuracy": correct / rows}
