@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jnet.formulas.convolution import conv2d_backward, conv2d_forward, packed, rule, split, winograd
+from jnet.formulas.convolution import conv2d_backward, conv2d_forward, depthwise, packed, rule, split, winograd
 from jnet.formulas.windows import geometry, pair
 
 EXACT = ("auto", "im2col", "xla")
@@ -185,6 +185,14 @@ def test_packed_columns_and_split_windows(size, padding, channels):
     assert_close([split.weight_gradient(x, dout, where, 1)], want[2:], 1e-12)
 
 
+@pytest.mark.parametrize(("size", "padding"), SIZES)
+def test_a_filter_for_each_channel(size, padding):
+    static = {"stride": (2, 1), "padding": padding, "dilation": (1, 2), "groups": 3}
+    x, w, b = normal(11, (2, *size, 3), (3, 2, 1, 3), (3,))
+    assert depthwise.suits(3, 3, 3) and not depthwise.suits(3, 6, 3)
+    assert_close(run(x, w, b, 12, **static), oracle(x, w, b, 12, **static), 1e-12)
+
+
 def test_images_in_parts(monkeypatch):
     monkeypatch.setattr(winograd, "TOO_MANY_BYTES", 0)
     monkeypatch.setattr(winograd, "PART_BYTES", 8_000)
@@ -214,6 +222,8 @@ def test_the_rule():
     assert [auto(d, 3, 64, 64, dtype=np.float64, stride=2) for d in directions] == ["xla", "im2col", "im2col"]
     assert [auto(d, 3, 64, 64, images=1, size=4) for d in directions] == ["xla"] * 3
     assert [auto(d, 3, 64, 64, groups=2) for d in directions] == ["xla"] * 3
+    assert [auto(d, 3, 64, 64, groups=64) for d in directions] == ["depthwise"] * 3
+    assert [auto(d, 9, 64, 64, groups=64) for d in directions] == ["xla"] * 3
     assert [auto(d, 3, 16, 16) for d in directions] == ["packed", "packed", "split"]
     assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "xla", "xla"]
     assert [auto(d, 1, 64, 64) for d in directions] == ["xla", "xla", "im2col"]

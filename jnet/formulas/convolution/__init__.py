@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.convolution import im2col, packed, rule, split, winograd, xla
+from jnet.formulas.convolution import depthwise, im2col, packed, rule, split, winograd, xla
 from jnet.formulas.outline import outlined
 from jnet.formulas.precision import accumulator
 from jnet.formulas.validate import require, require_float, require_shape
@@ -21,6 +21,7 @@ __all__ = ["ALGORITHMS", "Conv2dCache", "conv2d_backward", "conv2d_forward"]
 ALGORITHMS: dict[str, ModuleType] = {
     "im2col": im2col,
     "winograd": winograd,
+    "depthwise": depthwise,
     "xla": xla,
     "packed": packed,
     "split": split,

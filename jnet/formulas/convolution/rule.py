@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jnet.formulas.convolution import packed, split, winograd
+from jnet.formulas.convolution import depthwise, packed, split, winograd
 from jnet.formulas.windows import Geometry
 
 __all__ = ["choose"]
 
 WORTH_IT = 50_000_000  # multiplications below which nothing but the compiler's own convolution pays for its compilation
+MANY_TAPS = 49  # beyond which a loop written out for each tap is not worth its compilation
 
 
 def choose(
@@ -28,6 +29,7 @@ def choose(
 
     | where | forward | input gradient | weight gradient |
     |---|---|---|---|
+    | a CPU, a filter for each channel | depthwise | depthwise | depthwise |
     | float64 on a CPU, stride above 1 | xla | im2col | im2col |
     | a GPU, float64, few multiplications, groups | xla | xla | xla |
     | 3x3, stride 1, 32 channels and filters or more | winograd | winograd | winograd |
@@ -40,6 +42,8 @@ def choose(
         return algorithm
     if jax.default_backend() != "cpu":
         return "xla"
+    if groups > 1 and depthwise.suits(channels, filters, groups) and where.window[0] * where.window[1] <= MANY_TAPS:
+        return "depthwise"
     forward, weights = direction == "forward", direction == "weight_gradient"
     if jnp.dtype(dtype) == jnp.float64:
         # XLA:CPU has no fast float64 correlation with zeros between pixels: it is 4 to 10 times as slow.
