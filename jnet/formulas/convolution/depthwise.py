@@ -26,7 +26,7 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     The compiler makes one loop of each sum, along the channels.
     """
     del groups
-    terms = [tap * weight for tap, weight in zip(window_slices(widen(x), where), _taps(w), strict=True)]
+    terms: list[Array] = [tap * weight for tap, weight in zip(window_slices(widen(x), where), _taps(w), strict=True)]
     return sum(terms[1:], start=terms[0])
 
 
