@@ -14,9 +14,12 @@ def suits(where: Geometry, groups: int) -> bool:
     return (where.stride, where.dilation, groups) == ((1, 1), (1, 1), 1)
 
 
-def columns(channels: int) -> int:
-    """Return how many output columns are packed: the fewer the channels, the more."""
-    return 4 if channels <= 4 else 2
+def columns(channels: int, filters: int) -> int:
+    """Return how many output columns are packed: 2, or 4 where both channels and filters are few.
+
+    64 columns of a product are wide enough, and the more are packed, the more of the products are with zeros.
+    """
+    return 4 if channels <= 4 and filters <= 16 else 2
 
 
 def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
@@ -28,11 +31,12 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
 
     $$\hat w_{i,p,c,(o,f)} = w_{i,\;p-o,\;c,\;f} \text{ where } 0 \le p - o < WW, \text{ else } 0:$$
 
-    a band of copies of $w$, $\lceil (s - 1 + WW)/s \rceil$ packed pixels wide. The products with the zeros are wasted,
-    a third for $s = 2$ and three taps; the width is worth more. Nothing is rounded otherwise than directly.
+    a band of copies of $w$, $\lceil (s - 1 + WW)/s \rceil$ packed pixels wide. The products with the zeros are wasted:
+    for $s = 2$ a third more than needed with three taps, a seventh with seven. The width is worth more. Nothing is
+    rounded otherwise than directly.
     """
     del groups
-    (rows, taps, channels, filters), pack = w.shape, columns(x.shape[-1])
+    (rows, taps, channels, filters), pack = w.shape, columns(*w.shape[2:])
     blocks, out = -(-(pack - 1 + taps) // pack), -(-where.out[1] // pack)
     left, width = where.padding[1][0], (out + blocks - 1) * pack
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), (left, width - left - x.shape[2], 0), (0, 0, 0)))
