@@ -99,6 +99,7 @@ class AffineReluCache(NamedTuple):
     out: Array  # (N, M)
 
 
+@outlined()  # or XLA keeps the products too, and rectifies them again for the sign
 def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineReluCache]:
     r"""Map each row of `x` by `w: (D, M)` and `b: (M,)`, as `affine_forward`, and rectify.
 

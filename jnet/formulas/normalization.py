@@ -310,6 +310,7 @@ def groupnorm_forward(
     return out.astype(x.dtype), GroupnormCache(x, mean, rstd, gamma)
 
 
+@outlined()  # or XLA keeps the normalised images, which cost one pass to rebuild
 def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `groupnorm_forward`."""
     x, mean, rstd, gamma = cache
