@@ -60,7 +60,7 @@ def _unstable(m: Made) -> Any:
     return None if np.isfinite(m.overflow).all() else np.nan
 
 
-_ROW, _MEAN, _SLOPE = r"\ell = (s_k - s_y) + \log", r"L = \frac1N \sum_n \ell_n", r"\bar s_{nj} = \frac{g}{N}"
+_ROW, _MEAN, _SLOPE = r"\ell = (m - s_y) + \log", r"L = \frac1N \sum_n \ell_n", r"\bar s_{nj} = \frac{g}{N}"
 
 SOFTMAX_LOSS = Exercise(
     op="softmax_loss",
