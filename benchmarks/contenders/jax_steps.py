@@ -10,13 +10,14 @@ import numpy as np
 
 from benchmarks.measure import repeat
 from benchmarks.workloads import Workload, batch
+from jnet.step import COMPILER_OPTIONS as JNET_OPTIONS
 
 SCANNED = 8  # training steps in one call of a scanned epoch
 
 # XLA:CPU hands some operations to its YNN library; which ones decides on the speed of convolutions and reductions,
-# so the rivals are measured under each choice. On other backends the option does not exist.
+# so the rivals are measured under jnet's own choice too. On other backends the option does not exist.
 COMPILER_OPTIONS = {
-    "reduce": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+    "reduce": JNET_OPTIONS["cpu"],
     "off": {"xla_cpu_experimental_ynn_fusion_type": ""},
 }
 
