@@ -16,10 +16,10 @@ train: install
 	$(BIN)/jnet train $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: install
-	$(BIN)/python -m pytest -q -m slow $(ARGS)
+	XLA_FLAGS= $(BIN)/python -m pytest -q -n auto --dist worksteal -m slow -rs $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
