@@ -73,8 +73,8 @@ def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, 
     peak = lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))  # the result does not depend on it
     peak = jnp.where(peak == -jnp.inf, 0.0, peak)  # a row masked throughout: -inf - -inf would be NaN
     own = _pick(scores, index)
-    others = jnp.where(_is_class(index, scores), 0.0, jnp.exp(scores - peak))
-    beyond = jnp.sum(others, axis=1, keepdims=True) + jnp.expm1(own - peak)
+    terms = jnp.where(_is_class(index, scores), jnp.expm1(own - peak), jnp.exp(scores - peak))
+    beyond = jnp.sum(terms, axis=1, keepdims=True)  # in one sum: a rounding less
     log_sum = jnp.log1p(jnp.where(beyond >= 0, beyond, 0.0))  # below 0 in a row masked throughout only
     return jnp.where(inside, (peak - own + log_sum)[:, 0], jnp.nan), peak, log_sum
 
