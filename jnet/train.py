@@ -124,7 +124,9 @@ def fit(
 
     run, cut = _runner(model, optimizer, loss, reg, placement, dataset.train, debug_nans)
     eval_step, val = make_eval_step(model, loss), dataset.val
-    held = jax.device_put(list(_eval_batches(val, placement))) if is_held(val, placement) else None
+    held = list(_eval_batches(val, placement)) if is_held(val, placement) else None
+    if held and placement.mesh is None:  # with a mesh they are on its devices already
+        held = jax.device_put(held)
 
     with _saver(checkpoint_dir, order, save_every, keep) as saver:
         state, best, progress = begin(placement) if saver is None else saver.restore(begin, placement)
@@ -172,8 +174,9 @@ def params_to_judge(state: TrainState) -> Any:
 def steps_in_one_call(model: Layer, train: Split, batch_size: int) -> int:
     """How many steps `fit` gives XLA in one call: the one visible choice.
 
-    A scan saves the cost of a call for each step, as many steps as hold `SCAN_BYTES` of images. On a CPU XLA's
-    convolution gradients collapse inside a scan (jax#12868), so a model with convolutions is called step by step there.
+    A scan saves the cost of a call for each step, as many steps as hold `SCAN_BYTES` of images. On a CPU a step with
+    convolutions is long beside a call and takes as long in a scan as out of it: it is called by itself, so that
+    progress is told, and a signal answered, after each.
     """
     if jax.default_backend() == "cpu" and _contains(model, "conv2d"):
         return 1

@@ -174,6 +174,18 @@ def test_fit_is_the_same_however_many_steps_a_call_has(rows, steps_per_call):
     assert len(reports) == 2 * calls[steps_per_call]
 
 
+@pytest.mark.parametrize("steps_per_call", [1, 2])
+def test_fit_is_the_same_with_images_on_the_device_and_on_the_host(rows, monkeypatch, steps_per_call):
+    assert train.is_held(rows.train)
+    held = fit(rows, steps_per_call=steps_per_call)
+    monkeypatch.setattr(train, "HELD_BYTES", 0)
+    assert not train.is_held(rows.val)
+    cut = fit(rows, steps_per_call=steps_per_call)
+    assert close(held.state.params, cut.state.params)
+    assert [row["step"] for row in held.history] == [row["step"] for row in cut.history]
+    assert close(held.history, cut.history)
+
+
 def test_fit_judges_the_moving_average_where_there_is_one(rows):
     optimizer = optim.chain(optim.sgd(0.3), optim.ema(0.9))
     result = fit(rows, optimizer=optimizer, epochs=3)
