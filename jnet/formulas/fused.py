@@ -347,7 +347,7 @@ class BatchnormReluConv2dCache(NamedTuple):
     norm: BatchnormCache
     beta: Array  # (C,)
     w: Array  # (HH, WW, C // groups, F)
-    b: Array | None  # (F,), of which only the dtype is read
+    b: Array | None  # (0,), no bytes: whether there was a bias, and its dtype
 
 
 def batchnorm_relu_conv2d_forward(
@@ -385,10 +385,10 @@ def batchnorm_relu_conv2d_forward(
     """
     (y, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
     a, _ = relu_forward(y)
-    out, _ = conv2d_forward(
+    out, (_, _, bias) = conv2d_forward(
         a, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm
     )
-    return (out, mean, var), BatchnormReluConv2dCache(cache, beta, w, b)
+    return (out, mean, var), BatchnormReluConv2dCache(cache, beta, w, bias)
 
 
 @outlined(static=("axis_name", *_CONVOLUTION))
