@@ -110,6 +110,8 @@ def affine_relu_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineRelu
 
     **Kept:** `x` and `w`, and the output, which the next layer keeps anyway: no mask.
 
+    **At the kink** as `relu_forward`.
+
     Reference: `affine_forward`, `relu_forward`.
     """
     z, cache = affine_forward(x, w, b)
@@ -206,6 +208,8 @@ def batchnorm_relu_forward(
     **Kept:** what `batchnorm` keeps, and `beta`: the sign is rebuilt from $x - m$, which that backward pass reads in
     any case, by one multiply-add and a comparison.
 
+    **At the kink** as `relu_forward`.
+
     Reference: `batchnorm_forward`, `relu_forward`.
 
     Returns `(out, mean, var)`, and the cache.
@@ -244,6 +248,8 @@ def batchnorm_add_relu_forward(
 
     **Kept:** what `batchnorm` keeps, and the output, which the next block keeps anyway; neither the shortcut nor the
     sum.
+
+    **At the kink** as `relu_forward`.
 
     Reference: He, Zhang, Ren & Sun 2015, arXiv:1512.03385; `batchnorm_forward`, `relu_forward`.
 

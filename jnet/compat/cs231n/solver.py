@@ -38,7 +38,7 @@ class Loop:
 
     def _minibatch(self) -> tuple[Any, Any]:
         """Return the arguments of the model's loss, drawn with replacement."""
-        raise NotImplementedError
+        raise NotImplementedError("a subclass says what a minibatch is")
 
     def _step(self) -> None:
         """Make one update from a minibatch, in the model's own parameters."""

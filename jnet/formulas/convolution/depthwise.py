@@ -24,6 +24,8 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
        \bar x_{ij} = w_{ij}\, G \ \text{added back where } x_{ij} \text{ came from.} $$
 
     The compiler makes one loop of each sum, along the channels.
+
+    Reference: Chollet 2017, arXiv:1610.02357, for the operation; the rest is the definition in `conv2d_forward`.
     """
     del groups
     terms: list[Array] = [tap * weight for tap, weight in zip(window_slices(widen(x), where), _taps(w), strict=True)]

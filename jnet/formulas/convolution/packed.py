@@ -34,6 +34,8 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     a band of copies of $w$, $\lceil (s - 1 + WW)/s \rceil$ packed pixels wide. The products with the zeros are wasted:
     for $s = 2$ a third more than needed with three taps, a seventh with seven. The width is worth more. Nothing is
     rounded otherwise than directly.
+
+    Reference: none; a regrouping of the sum in `conv2d_forward`.
     """
     del groups
     (rows, taps, channels, filters), pack = w.shape, columns(*w.shape[2:])

@@ -27,6 +27,8 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
     So the images are copied once for each *column* of taps, the cotangents once for each *row*, and one product of
     $(i, f)$ with $(j, c)$ gives all taps: HH + WW copies instead of HH * WW, and a product of 48 by 48 for 16 channels
     and filters, where im2col has 144 by 16. It takes `IMAGES` images at a time, for the copies to stay in the cache.
+
+    Reference: Cho & Brand 2017, arXiv:1706.06873, who lay windows out along one axis only, for the forward pass.
     """
     del groups
     devices = groups_of(x.shape[0])
