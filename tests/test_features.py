@@ -235,9 +235,10 @@ def test_every_feature_together(capsys, tmp_path):
         norms = list(csv.DictReader(file))
     names = ["00_input", "01_affine", "02_batchnorm", "03_relu", "04_affine"]
     assert [row["layer"] for row in norms] == 2 * names and all(float(row["activation"]) > 0 for row in norms)
-    again = ["--config", str(tmp_path / "run/config.json"), "--profile", "0", "--no-tensorboard", "--no-norms"]
+    again = ["--config", str(tmp_path / "run/config.json"), "--profile", "0", "--no-tensorboard"]
     assert cli.run(["train", *again, "--out", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again/metrics.csv").read_bytes() == (tmp_path / "run/metrics.csv").read_bytes()
+    for name in ("metrics.csv", "norms.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
 BAD = {

@@ -86,7 +86,7 @@ def test_reg_counts_weights_only(rows):
 
 
 def test_scanned_epoch_is_the_same_steps(rows):
-    model, optimizer = small_net(normalization="batchnorm", dropout_keep_ratio=0.7), optim.sgd_momentum(1e-2)
+    model, optimizer = small_net(normalization="batchnorm", dropout_keep_ratio=0.7), optim.adam(1e-2)
     xs, ys = data.stacked_minibatches(rows.train, 9)
     step, epoch = train.make_train_step(model, optimizer), train.make_train_epoch(model, optimizer)
     one = train.create_state(model, optimizer, jax.random.key(3), SHAPE)
