@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-# What glibc's malloc is told in the tuned regime: keep freed memory instead of giving it back to the kernel, which
-# zeroes every page again at the next call (0.3-0.4 ms a megabyte). XLA and torch allocate a step's temporaries anew
-# at each call, so it helps them all, and all of them get it.
-ALLOCATORS = {
-    "default": {},
-    "tuned": {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"},
-}
+from jnet.__main__ import ALLOCATOR
+
+# XLA and torch allocate a step's temporaries anew at each call, so what `jnet train` tells glibc's malloc helps them
+# all, and in the tuned regime all of them get it.
+ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": ALLOCATOR}
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "equinox", "torch")
 
 

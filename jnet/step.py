@@ -23,10 +23,11 @@ Loss = Callable[[Any, Any], Array]  # (logits, labels) -> scalar, the mean over 
 Metrics = dict[str, Array]
 
 # What XLA is told, by backend; every jitted function of the trainer is compiled with these and nothing else. On a CPU
-# the default fusions halve the speed of convolutions, and none at all makes the reductions of batch norm 10x slower;
-# without single products in the list, those with a transposed right side, as in dx, take twice as long.
-_YNN = "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": _YNN}}
+# the default fusions halve the speed of convolutions and of batched products, and none at all makes the reductions of
+# batch norm 10x slower.
+COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+}
 
 _UNCHECKED: dict[str, Any] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
 

@@ -64,7 +64,7 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
     x, w = cache
     n, d = x.shape[0], w.shape[0]
     wide = accumulator(x.dtype)
-    dx = jnp.matmul(dout, w.astype(x.dtype).T, preferred_element_type=wide)
+    dx = _transposed(jnp.matmul(w.astype(x.dtype), _transposed(dout), preferred_element_type=wide))
     dw = jnp.matmul(_transposed(x.reshape(n, d)), dout, preferred_element_type=wide)
     db = jnp.sum(dout, axis=0, dtype=wide)
     return dx.reshape(x.shape), dw, db

@@ -35,11 +35,11 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
     n = x.shape[0] // devices
     parts = n // IMAGES if n > IMAGES and n % IMAGES == 0 else 1
 
-    def part(x: Array, dout: Array) -> Array:
-        return _product(x, dout, where)[None]
+    def part(x: Array, dout: Array) -> tuple[tuple[()], Array]:
+        return (), _product(x, dout, where)
 
-    dw = in_parts(part, parts, *(v.reshape(devices, n, *v.shape[1:]) for v in (x, dout))).sum(axis=(0, 1))
-    dw = dw.reshape(where.window[0], dout.shape[-1], where.window[1], x.shape[-1])
+    _, dw = in_parts(part, parts, *(v.reshape(devices, n, *v.shape[1:]) for v in (x, dout)))
+    dw = dw.sum(axis=0).reshape(where.window[0], dout.shape[-1], where.window[1], x.shape[-1])
     return dw.transpose(0, 2, 3, 1)
 
 

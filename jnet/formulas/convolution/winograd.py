@@ -93,10 +93,10 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     del groups
     u = _filters(widen(w))
 
-    def part(x: Array) -> Array:
-        return _outputs(jnp.einsum("ktc,kcf->ktf", _tiles(widen(x), where), u), x.shape[0], where)
+    def part(x: Array) -> tuple[Array, tuple[()]]:
+        return _outputs(jnp.einsum("ktc,kcf->ktf", _tiles(widen(x), where), u), x.shape[0], where), ()
 
-    return _whole(_in_parts(part, where, w.shape[2:], x))
+    return _in_parts(part, where, w.shape[2:], x)[0]
 
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
@@ -104,10 +104,10 @@ def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array
     del groups
     u = _filters(widen(w))
 
-    def part(dout: Array) -> Array:
-        return _spread_back(_cotangents(widen(dout), where), u, dout.shape[0], where)
+    def part(dout: Array) -> tuple[Array, tuple[()]]:
+        return _spread_back(_cotangents(widen(dout), where), u, dout.shape[0], where), ()
 
-    return _whole(_in_parts(part, where, w.shape[2:], dout))
+    return _in_parts(part, where, w.shape[2:], dout)[0]
 
 
 def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
@@ -115,10 +115,10 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
     del groups
     channels = x.shape[-1], dout.shape[-1]
 
-    def part(x: Array, dout: Array) -> Array:
-        return _met(_tiles(widen(x), where), _cotangents(widen(dout), where))[None]
+    def part(x: Array, dout: Array) -> tuple[tuple[()], Array]:
+        return (), _met(_tiles(widen(x), where), _cotangents(widen(dout), where))
 
-    return _summed(_in_parts(part, where, channels, x, dout))
+    return _in_parts(part, where, channels, x, dout)[1]
 
 
 def backward(x: Array, w: Array, dout: Array, where: Geometry) -> tuple[Array, Array]:
@@ -127,14 +127,16 @@ def backward(x: Array, w: Array, dout: Array, where: Geometry) -> tuple[Array, A
 
     def part(x: Array, dout: Array) -> tuple[Array, Array]:
         z = _cotangents(widen(dout), where)
-        return _spread_back(z, u, x.shape[0], where), _met(_tiles(widen(x), where), z)[None]
+        return _spread_back(z, u, x.shape[0], where), _met(_tiles(widen(x), where), z)
 
-    dx, du = _in_parts(part, where, w.shape[2:], x, dout)
-    return _whole(dx), _summed(du)
+    return _in_parts(part, where, w.shape[2:], x, dout)
 
 
-def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int], *images: Array) -> Any:
-    """Apply `part` to as many images of a group at a time as leave their transformed tiles in the cache."""
+def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int], *images: Array) -> tuple[Any, Any]:
+    """Apply `part` to as many images of a group at a time as leave their transformed tiles in the cache.
+
+    Returns the images of the whole batch, and the filters' gradient, of which `part` gives the transform.
+    """
     groups = groups_of(images[0].shape[0])
     n = images[0].shape[0] // groups
     tile_bytes = 4 * SIZE**2 * prod(_grid(where)) * sum(channels)
@@ -142,17 +144,10 @@ def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int]
     if n * tile_bytes > TOO_MANY_BYTES:
         wanted = -(-n * tile_bytes // PART_BYTES)
         parts = next((k for k in range(wanted, min(4 * wanted, n) + 1) if n % k == 0), 1)
-    return in_parts(part, parts, *(v.reshape(groups, n, *v.shape[1:]) for v in images))
-
-
-def _whole(images: Array) -> Array:
-    """Join the groups of a batch."""
-    return images.reshape(images.shape[0] * images.shape[1], *images.shape[2:])
-
-
-def _summed(du: Array) -> Array:
-    """Return the filters' gradient from `(groups, parts, 36, C, F)`, transformed before the groups are summed."""
-    return jax.vmap(_filters_back)(du.sum(axis=1)).sum(axis=0)
+    each, du = in_parts(part, parts, *(v.reshape(groups, n, *v.shape[1:]) for v in images))
+    whole = jax.tree.map(lambda v: v.reshape(groups * n, *v.shape[2:]), each)
+    # Transformed before the groups are summed: what devices tell each other is then a quarter as large.
+    return whole, jax.tree.map(lambda u: jax.vmap(_filters_back)(u).sum(axis=0), du)
 
 
 # The stages. A "grid" is the tiles of an image, (TH, TW); k counts the 36 products, column products first.
