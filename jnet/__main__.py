@@ -2,8 +2,8 @@
 
 `jnet train` starts itself once more with the allocator tuned. XLA asks for a step's temporaries anew at each call, and
 the C library's defaults hand large blocks back to the system each time: every page is then zeroed again, 0.3 ms a
-megabyte. Told otherwise, it keeps them, and in pages of 2 MB instead of 4 kB where the system has them. The settings are
-read when a process starts, so they must be in its environment before.
+megabyte. Told otherwise, it keeps them, and in pages of 2 MB instead of 4 kB where the system has them. The settings
+are read when a process starts, so they must be in its environment before.
 """
 
 import os

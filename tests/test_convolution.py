@@ -10,7 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jnet.formulas.convolution import conv2d_backward, conv2d_forward, depthwise, packed, rule, split, winograd
+from jnet.formulas.convolution import (
+    conv2d_backward,
+    conv2d_forward,
+    depthwise,
+    packed,
+    rule,
+    split,
+    subpixel,
+    winograd,
+)
 from jnet.formulas.windows import geometry, pair
 
 EXACT = ("auto", "im2col", "xla")
@@ -161,12 +170,12 @@ def gradients(module, x, w, dout, where):
     ]
 
 
-def same_by(size, window, padding, channels=3, images=2):
+def same_by(size, window, padding, channels=3, images=2, stride=1):
     """Images, filters, a cotangent, their geometry, and what autodiff says in float64."""
     x, w = normal(0, (images, *size, channels), (*window, channels, 5))
-    out, vjp = jax.vjp(partial(reference, b=None, padding=padding), x, w)
+    out, vjp = jax.vjp(partial(reference, b=None, padding=padding, stride=stride), x, w)
     (dout,) = normal(1, out.shape)
-    return x, w, dout, geometry("conv2d", size, window, 1, padding), [out, *vjp(dout)]
+    return x, w, dout, geometry("conv2d", size, window, stride, padding), [out, *vjp(dout)]
 
 
 @pytest.mark.parametrize(("size", "padding"), SIZES)
@@ -183,6 +192,13 @@ def test_packed_columns_and_split_windows(size, padding, channels):
     x, w, dout, where, want = same_by(size, window, padding, channels)
     assert_close(gradients(packed, x, w, dout, where), want[:2], 1e-12)
     assert_close([split.weight_gradient(x, dout, where, 1)], want[2:], 1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, (2, 3), (4, 2)])
+@pytest.mark.parametrize(("size", "padding"), [*SIZES, ((4, 6), ((0, 4), (3, 5)))])
+def test_pixels_between_strides(size, padding, stride):
+    _, w, dout, where, want = same_by(size, (3, 2), padding, stride=stride)
+    assert_close([subpixel.input_gradient(dout, w, where, 1)], want[1:2], 1e-12)
 
 
 @pytest.mark.parametrize(("size", "padding"), SIZES)
@@ -227,7 +243,8 @@ def test_the_rule():
     assert [auto(d, 3, 16, 16) for d in directions] == ["packed", "packed", "split"]
     assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "xla", "xla"]
     assert [auto(d, 1, 64, 64) for d in directions] == ["xla", "xla", "im2col"]
-    assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla"] * 3
+    assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "xla"]
+    assert [auto(d, 3, 64, 64, stride=2) for d in directions] == ["xla"] * 3
 
 
 @pytest.mark.parametrize(("filters", "algorithm"), [(16, "packed"), (32, "winograd")])
@@ -236,6 +253,11 @@ def test_auto_where_it_takes_the_fast_paths(filters, algorithm):
     where = geometry("conv2d", x.shape[1:3], 3, 1, "SAME")
     assert rule.choose("forward", len(x), where, filters, filters, 1, x.dtype, "auto") == algorithm
     assert_close(run(x, w, None, 9), oracle(x, w, None, 9), 2e-5)
+
+
+def test_auto_where_it_takes_subpixels():
+    x, w = normal(8, (128, 33, 32, 16), (3, 3, 16, 32), dtype=np.float32)
+    assert_close(run(x, w, None, 9, stride=2), oracle(x, w, None, 9, stride=2), 2e-5)
 
 
 def test_no_convolution_in_a_loop_has_the_batch_for_its_channels():

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jnet.formulas.convolution import depthwise, packed, split, winograd
+from jnet.formulas.convolution import depthwise, packed, split, subpixel, winograd
 from jnet.formulas.windows import Geometry
 
 __all__ = ["choose"]
@@ -36,6 +36,7 @@ def choose(
     | 1x1 | xla | xla | im2col |
     | stride 1, 8 to 16 channels, 16 filters or fewer | packed | packed | split |
     | stride 1, 4 channels or fewer, 32 filters or fewer | packed | xla | xla |
+    | stride above 1, 32 channels or fewer | xla | subpixel | xla |
     | the rest | xla | xla | xla |
     """
     if algorithm != "auto":
@@ -60,4 +61,6 @@ def choose(
             return "split" if weights else "packed"
         if forward and channels <= 4 and filters <= 32:
             return "packed"
+    if direction == "input_gradient" and max(where.stride) > 1 and channels <= 32 and subpixel.suits(where, groups):
+        return "subpixel"
     return "xla"
