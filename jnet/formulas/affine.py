@@ -64,6 +64,7 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
     x, w = cache
     n, d = x.shape[0], w.shape[0]
     wide = accumulator(x.dtype)
+    # dx as (w g^T)^T: of its two products with a transposed side the one whose transpositions are the smaller
     dx = _transposed(jnp.matmul(w.astype(x.dtype), _transposed(dout), preferred_element_type=wide))
     dw = jnp.matmul(_transposed(x.reshape(n, d)), dout, preferred_element_type=wide)
     db = jnp.sum(dout, axis=0, dtype=wide)
@@ -73,8 +74,8 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
 def _transposed(x: Array) -> Array:
     """Return `x.T`. On a CPU it is written out, in two passes over square tiles where there are any.
 
-    Products that read their left side by columns take up to twice as long there; the barriers keep XLA from folding
-    the transposition into the product. As one loop it would take longer than it gains.
+    Products that read their left side by columns or their right side by rows take up to twice as long there; the
+    barriers keep XLA from folding the transposition into the product. As one loop it would take longer than it gains.
     """
     if jax.default_backend() != "cpu":
         return x.T
