@@ -14,6 +14,7 @@ from jnet.formulas.validate import require_float, require_rank, require_shape
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
 _TILE = 16  # floats in a cache line
+_WORTH_IT = 64  # columns of a product, from which on writing out a transposition of its operand pays
 
 
 class AffineCache(NamedTuple):
@@ -64,21 +65,33 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
     x, w = cache
     n, d = x.shape[0], w.shape[0]
     wide = accumulator(x.dtype)
-    # dx as (w g^T)^T: of its two products with a transposed side the one whose transpositions are the smaller
-    dx = _transposed(jnp.matmul(w.astype(x.dtype), _transposed(dout), preferred_element_type=wide))
-    dw = jnp.matmul(_transposed(x.reshape(n, d)), dout, preferred_element_type=wide)
+    if jax.default_backend() == "cpu" and dout.shape[1] >= _WORTH_IT:
+        dx = _times_transposed(dout, w.astype(x.dtype))
+        dw = jnp.matmul(_transposed(x.reshape(n, d)), dout, preferred_element_type=wide)
+    else:
+        dx = jnp.matmul(dout, w.astype(x.dtype).T, preferred_element_type=wide)
+        dw = jnp.matmul(x.reshape(n, d).T, dout, preferred_element_type=wide)
     db = jnp.sum(dout, axis=0, dtype=wide)
     return dx.reshape(x.shape), dw, db
 
 
-def _transposed(x: Array) -> Array:
-    """Return `x.T`. On a CPU it is written out, in two passes over square tiles where there are any.
+# XLA's products on a CPU take up to twice as long where they read their left side by columns or their right side by
+# rows. So what is transposed is written out first, where the product is large enough to pay for it.
 
-    Products that read their left side by columns or their right side by rows take up to twice as long there; the
-    barriers keep XLA from folding the transposition into the product. As one loop it would take longer than it gains.
+
+def _times_transposed(g: Array, w: Array) -> Array:
+    """Return `g @ w.T`, as `(w @ g.T).T` where both transpositions can be written in tiles."""
+    wide = accumulator(g.dtype)
+    if g.shape[0] % _TILE or g.shape[1] % _TILE:
+        return jnp.matmul(g, w.T, preferred_element_type=wide)
+    return _transposed(jnp.matmul(w, _transposed(g), preferred_element_type=wide))
+
+
+def _transposed(x: Array) -> Array:
+    """Return `x.T`, written out: in two passes over square tiles where there are any.
+
+    As one loop it would take longer than it gains. The barriers keep XLA from folding it into the product.
     """
-    if jax.default_backend() != "cpu":
-        return x.T
     n, d = x.shape
     if n % _TILE or d % _TILE:
         return lax.optimization_barrier(x.T)
