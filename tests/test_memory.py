@@ -1,7 +1,8 @@
 """What a training step keeps between its two passes: bytes of compiled temporaries an element and block.
 
 XLA undoes recomputation where it likes to, so nothing but the compiled program proves that a backward pass rebuilds
-what it says. A network of more blocks needs more temporaries by what each block keeps; the rest does not grow.
+what it says. A network of more blocks needs more temporaries by what each block keeps; the rest does not grow. (With
+fewer than four blocks XLA may lay what they keep into the buffers of the network's ends.)
 """
 
 import math
@@ -17,9 +18,9 @@ ROWS, IMAGES = (512, 16), (8, 16, 16, 8)
 
 
 def kept(block, shape, model_ops=None):
-    """Bytes an element of the input and a block, from networks of 3 and 5 blocks."""
-    three, five = (temporaries(block, depth, shape, model_ops) for depth in (3, 5))
-    return (five - three) / 2 / math.prod(shape)
+    """Bytes an element of the input and a block, from networks of 4 and 6 blocks."""
+    four, six = (temporaries(block, depth, shape, model_ops) for depth in (4, 6))
+    return (six - four) / 2 / math.prod(shape)
 
 
 def temporaries(block, depth, shape, model_ops):

@@ -68,9 +68,9 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
     if jax.default_backend() == "cpu" and dout.shape[1] >= _WORTH_IT:
         dx = _times_transposed(dout, w.astype(x.dtype))
         dw = jnp.matmul(_transposed(x.reshape(n, d)), dout, preferred_element_type=wide)
-    else:
+    else:  # few outputs: dw as (g^T x)^T, which transposes g and not the wide x; the barrier keeps XLA from undoing it
         dx = jnp.matmul(dout, w.astype(x.dtype).T, preferred_element_type=wide)
-        dw = jnp.matmul(x.reshape(n, d).T, dout, preferred_element_type=wide)
+        dw = lax.optimization_barrier(jnp.matmul(dout.T, x.reshape(n, d), preferred_element_type=wide)).T
     db = jnp.sum(dout, axis=0, dtype=wide)
     return dx.reshape(x.shape), dw, db
 
