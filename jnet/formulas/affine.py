@@ -1,6 +1,7 @@
 """The affine (fully connected, dense, linear) map."""
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -65,26 +66,29 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
     x, w = cache
     n, d = x.shape[0], w.shape[0]
     wide = accumulator(x.dtype)
-    if jax.default_backend() == "cpu" and dout.shape[1] >= _WORTH_IT:
-        dx = _times_transposed(dout, w.astype(x.dtype))
-        dw = jnp.matmul(_transposed(x.reshape(n, d)), dout, preferred_element_type=wide)
-    else:  # few outputs: dw as (g^T x)^T, which transposes g and not the wide x; the barrier keeps XLA from undoing it
-        dx = jnp.matmul(dout, w.astype(x.dtype).T, preferred_element_type=wide)
-        dw = lax.optimization_barrier(jnp.matmul(dout.T, x.reshape(n, d), preferred_element_type=wide)).T
+    flat, narrow = x.reshape(n, d), w.astype(x.dtype)
+    if jax.default_backend() == "cpu":
+        dx, dw = _products_on_a_cpu(dout, flat, narrow)
+    else:
+        dx = jnp.matmul(dout, narrow.T, preferred_element_type=wide)
+        dw = jnp.matmul(flat.T, dout, preferred_element_type=wide)
     db = jnp.sum(dout, axis=0, dtype=wide)
     return dx.reshape(x.shape), dw, db
 
 
-# XLA's products on a CPU take up to twice as long where they read their left side by columns or their right side by
-# rows. So what is transposed is written out first, where the product is large enough to pay for it.
+def _products_on_a_cpu(g: Array, x: Array, w: Array) -> tuple[Array, Array]:
+    """Return `g @ w.T` and `x.T @ g`.
 
-
-def _times_transposed(g: Array, w: Array) -> Array:
-    """Return `g @ w.T`, as `(w @ g.T).T` where both transpositions can be written in tiles."""
-    wide = accumulator(g.dtype)
-    if g.shape[0] % _TILE or g.shape[1] % _TILE:
-        return jnp.matmul(g, w.T, preferred_element_type=wide)
-    return _transposed(jnp.matmul(w, _transposed(g), preferred_element_type=wide))
+    XLA's products take up to twice as long there where they read their left side by columns or their right side by
+    rows. So what is transposed is written out first, where the product is large enough to pay for it; of few outputs
+    the product is `(g.T @ x).T`, which transposes `g` and not the wide `x`, and a barrier keeps XLA from undoing that.
+    """
+    matmul = partial(jnp.matmul, preferred_element_type=accumulator(x.dtype))
+    if g.shape[1] < _WORTH_IT:
+        return matmul(g, w.T), lax.optimization_barrier(matmul(g.T, x)).T
+    in_tiles = g.shape[0] % _TILE == g.shape[1] % _TILE == 0
+    dx = _transposed(matmul(w, _transposed(g))) if in_tiles else matmul(g, w.T)
+    return dx, matmul(_transposed(x), g)
 
 
 def _transposed(x: Array) -> Array:
