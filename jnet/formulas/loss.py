@@ -73,8 +73,7 @@ def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, 
     peak = lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))  # the result does not depend on it
     peak = jnp.where(peak == -jnp.inf, 0.0, peak)  # a row masked throughout: -inf - -inf would be NaN
     own = _pick(scores, index)
-    terms = jnp.where(_is_class(index, scores), jnp.expm1(own - peak), jnp.exp(scores - peak))
-    beyond = jnp.sum(terms, axis=1, keepdims=True)  # in one sum: a rounding less
+    beyond = jnp.sum(_exp_of_others(scores - peak, index), axis=1, keepdims=True) + jnp.expm1(own - peak)
     log_sum = jnp.log1p(jnp.where(beyond >= 0, beyond, 0.0))  # below 0 in a row masked throughout only
     return jnp.where(inside, (peak - own + log_sum)[:, 0], jnp.nan), peak, log_sum
 
@@ -84,7 +83,8 @@ def softmax_rows_backward(dloss: Array, logits: Array, labels: Array, peak: Arra
     index, inside = class_index(labels, logits.shape[1])
     scores, scale = widen(logits), jnp.where(inside, dloss, jnp.nan)[:, None]
     own = jnp.expm1((_pick(scores, index) - peak) - log_sum)  # peak + log_sum would round a small log_sum away
-    return jnp.where(_is_class(index, scores), scale * own, jnp.exp(scores - peak) * (jnp.exp(-log_sum) * scale))
+    others = _exp_of_others(scores - peak, index)  # the array of the forward pass, where XLA sees both
+    return jnp.where(_is_class(index, scores), scale * own, others * (jnp.exp(-log_sum) * scale))
 
 
 class SvmLossCache(NamedTuple):
@@ -115,9 +115,9 @@ def svm_loss_forward(scores: Array, labels: Array, *, margin: float = 1.0) -> tu
     """
     index, inside, wide = _prepare("svm_loss", "scores", scores, labels)
     is_label = _is_class(index, wide)
-    excess = jnp.where(is_label, 0.0, wide - _pick(wide, index) + margin)
-    losses = jnp.where(inside, jnp.sum(jnp.maximum(excess, 0.0), axis=1), jnp.nan)
-    return jnp.sum(losses) / len(losses), SvmLossCache(excess > 0, labels)
+    hinge = jnp.where(is_label, 0.0, jnp.maximum(wide - _pick(wide, index) + margin, 0.0))
+    losses = jnp.where(inside, jnp.sum(hinge, axis=1), jnp.nan)
+    return jnp.sum(losses) / len(losses), SvmLossCache(hinge > 0, labels)
 
 
 def svm_loss_backward(dout: Array, cache: SvmLossCache) -> Array:
@@ -151,6 +151,11 @@ def class_index(labels: Array, num_classes: int) -> tuple[Array, Array]:
 def _is_class(index: Array, scores: Array) -> Array:
     """Return (N, C) booleans, True at each row's `index`."""
     return index[:, None].astype(jnp.int32) == jnp.arange(scores.shape[1], dtype=jnp.int32)[None, :]
+
+
+def _exp_of_others(scores: Array, index: Array) -> Array:
+    """Return `exp(scores)`, `(N, C)`, with 0 at each row's `index`."""
+    return jnp.exp(jnp.where(_is_class(index, scores), -jnp.inf, scores))
 
 
 def _pick(scores: Array, index: Array) -> Array:

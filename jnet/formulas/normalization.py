@@ -246,7 +246,8 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     $$ \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr). $$
 
     The difference from batch normalization: $\gamma$ varies along the axis of the mean, so it stays inside
-    $\langle\cdot\rangle$, and the two means are no by-product of $\bar\gamma$ and $\bar\beta$.
+    $\langle\cdot\rangle$, and the two means are no by-product of $\bar\gamma$ and $\bar\beta$. But they are products
+    with a vector: with $P = g h$, entry by entry, $C\langle n\rangle = g\,\gamma$ and $C\langle nh\rangle = P\gamma$.
 
     **Kept:** `x`, with `mean` and `rstd` a row. $h$ is one multiply-add to rebuild and a whole activation to store.
 
@@ -255,8 +256,8 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     Returns `out` in x's dtype, and the cache.
     """
     _check_channels("layernorm", x, 1, gamma=gamma, beta=beta)
-    h, mean, rstd = _standardize(widen(x), (-1,), eps)
-    out = h * _row(widen(gamma), x) + _row(widen(beta), x)
+    mean, rstd = _row_moments(x, eps=eps)
+    out = (widen(x) - mean) * rstd * _row(widen(gamma), x) + _row(widen(beta), x)
     return out.astype(x.dtype), LayernormCache(x, mean, rstd, gamma)
 
 
@@ -265,16 +266,34 @@ def layernorm_backward(dout: Array, cache: LayernormCache) -> tuple[Array, Array
     x, mean, rstd, gamma = cache
     axes, _ = _all_but_last(x)
     dy, h = widen(dout), (widen(x) - mean) * rstd
-    dx = _standardize_backward(dy * _row(widen(gamma), x), h, rstd, (-1,))
-    return dx.astype(x.dtype), jnp.sum(dy * h, axis=axes), jnp.sum(dy, axis=axes)
+    dyh = dy * h
+    along_1, along_h = _mean_with(dy, gamma), _mean_with(dyh, gamma)
+    dx = rstd * (dy * _row(widen(gamma), x) - along_1 - h * along_h)
+    if x.shape[-1] == 1:  # a lone entry is its own mean; left to rounding, the difference is large against rstd
+        dx = jnp.zeros_like(dx)
+    return dx.astype(x.dtype), jnp.sum(dyh, axis=axes), jnp.sum(dy, axis=axes)
+
+
+@outlined(static=("eps",))  # or XLA writes out x - mean, and rstd once an entry
+def _row_moments(x: Array, *, eps: float) -> tuple[Array, Array]:
+    """Return the mean of each row and the reciprocal of its deviation, `(..., 1)`, in two passes."""
+    wide, size = widen(x), max(x.shape[-1], 1)
+    mean = jnp.sum(wide, axis=-1, keepdims=True) / size
+    return mean, jax.lax.rsqrt(jnp.sum((wide - mean) ** 2, axis=-1, keepdims=True) / size + eps)
+
+
+def _mean_with(rows: Array, weights: Array) -> Array:
+    """Return the mean over the last axis of `rows` times `weights: (C,)`, `(..., 1)`."""
+    total = jnp.matmul(rows, widen(weights), precision=jax.lax.Precision.HIGHEST)
+    return total[..., None] / max(rows.shape[-1], 1)
 
 
 class GroupnormCache(NamedTuple):
     """What the backward pass of `groupnorm` needs."""
 
     x: Array  # (N, ..., C), the input's own dtype
-    mean: Array  # (N, 1, G, 1), float32 or wider
-    rstd: Array  # (N, 1, G, 1), float32 or wider
+    mean: Array  # (N, 1, G), float32 or wider
+    rstd: Array  # (N, 1, G), float32 or wider
     gamma: Array  # (C,)
 
 
@@ -293,6 +312,9 @@ def groupnorm_forward(
     $$ n = \gamma g, \qquad \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr), \qquad
        \bar\gamma = \sum_{N, S} g h, \qquad \bar\beta = \sum_{N, S} g. $$
 
+    All four sums come from two of an example and channel, $b = \sum_S g$ and $a = \sum_S g h$: $\bar\beta = \sum_N b$,
+    $\bar\gamma = \sum_N a$, and over the channels of a group $\sum \gamma b$ and $\sum \gamma a$ are the means.
+
     One group on `(N, C)` is layer normalization; C groups are instance normalization.
 
     **Kept:** `x`, with `mean` and `rstd` an example and group.
@@ -305,43 +327,53 @@ def groupnorm_forward(
     channels = x.shape[-1]
     divides = groups > 0 and channels % groups == 0
     require(divides, f"groupnorm: groups is {groups}; it must divide the {channels} channels of x {x.shape}")
-    h, mean, rstd = _standardize(_by_group(widen(x), groups), (1, 3), eps)
-    out = h.reshape(x.shape) * _row(widen(gamma), x) + _row(widen(beta), x)
-    return out.astype(x.dtype), GroupnormCache(x, mean, rstd, gamma)
+    mean, rstd = _group_moments(x, groups=groups, eps=eps)
+    h = _positions(x) - _a_channel(mean, x)
+    out = h * (_a_channel(rstd, x) * _row(widen(gamma), h)) + _row(widen(beta), h)
+    return out.reshape(x.shape).astype(x.dtype), GroupnormCache(x, mean, rstd, gamma)
 
 
 @outlined()  # or XLA keeps the normalised images, which cost one pass to rebuild
 def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `groupnorm_forward`."""
     x, mean, rstd, gamma = cache
-    axes, _ = _all_but_last(x)
-    groups = mean.shape[2]
-    dy, h = widen(dout), (_by_group(widen(x), groups) - mean) * rstd
-    dh = _by_group(dy * _row(widen(gamma), x), groups)
-    dx = _standardize_backward(dh, h, rstd, (1, 3)).reshape(x.shape)
-    return dx.astype(x.dtype), jnp.sum(dy * h.reshape(x.shape), axis=axes), jnp.sum(dy, axis=axes)
+    groups, scale = mean.shape[-1], widen(gamma)[None, None, :]
+    dy, rstd = _positions(dout), _a_channel(rstd, x)
+    h = (_positions(x) - _a_channel(mean, x)) * rstd
+    sum_dyh, sum_dy = (jnp.sum(v, axis=1, keepdims=True) for v in (dy * h, dy))  # (N, 1, C)
+    along_1, along_h = (_a_channel(_group_mean(scale * v, x, groups), x) for v in (sum_dy, sum_dyh))
+    dx = dy * (rstd * scale) - rstd * along_1 - h * (rstd * along_h)
+    return dx.reshape(x.shape).astype(x.dtype), sum_dyh.sum(axis=(0, 1)), sum_dy.sum(axis=(0, 1))
 
 
-def _standardize(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array, Array]:
-    """Return `(x - mean) * rstd`, mean and rstd over `axes` (kept with length 1), in two passes."""
-    size = max(math.prod(x.shape[axis] for axis in axes), 1)
-    mean = jnp.sum(x, axis=axes, keepdims=True) / size
-    centred = x - mean
-    rstd = jax.lax.rsqrt(jnp.sum(centred * centred, axis=axes, keepdims=True) / size + eps)
-    return centred * rstd, mean, rstd
+@outlined(static=("groups", "eps"))  # as in `_row_moments`
+def _group_moments(x: Array, *, groups: int, eps: float) -> tuple[Array, Array]:
+    """Return the mean of each example's group and the reciprocal of its deviation, `(N, 1, G)`, in two passes."""
+    wide = _positions(x)
+    mean = _group_mean(jnp.sum(wide, axis=1, keepdims=True), x, groups)
+    squares = (wide - _a_channel(mean, x)) ** 2
+    return mean, jax.lax.rsqrt(_group_mean(jnp.sum(squares, axis=1, keepdims=True), x, groups) + eps)
 
 
-def _standardize_backward(dh: Array, h: Array, rstd: Array, axes: tuple[int, ...]) -> Array:
-    """Return r (n - <n> - h <n h>): `dh` less its components along the constants and along `h`."""
-    size = max(math.prod(h.shape[axis] for axis in axes), 1)
-    along_1 = jnp.sum(dh, axis=axes, keepdims=True) / size
-    along_h = jnp.sum(dh * h, axis=axes, keepdims=True) / size
-    return rstd * (dh - along_1 - h * along_h)
+def _group_mean(sums: Array, x: Array, groups: int) -> Array:
+    """Return the means of the groups of `x: (N, ..., C)`, `(N, 1, G)`, from its sums over the positions, `(N, 1, C)`."""
+    size = math.prod(x.shape[1:]) // groups
+    return sums.reshape(len(x), 1, groups, x.shape[-1] // groups).sum(axis=-1) / max(size, 1)
 
 
-def _by_group(x: Array, groups: int) -> Array:
-    """See `(N, ..., C)` as `(N, positions, groups, C / groups)`."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:-1]), groups, x.shape[-1] // groups)
+def _a_channel(values: Array, x: Array) -> Array:
+    """Give each channel of `x: (N, ..., C)` what its group has, `(N, 1, G)`: `(N, 1, C)`."""
+    return _repeated(values, times=x.shape[-1] // values.shape[-1])
+
+
+@outlined(static=("times",))  # or the loops over images look up the group of each entry, one by one
+def _repeated(values: Array, *, times: int) -> Array:
+    return jnp.repeat(values, times, axis=-1)
+
+
+def _positions(x: Array) -> Array:
+    """See `(N, ..., C)` as `(N, positions, C)`, float32 or wider."""
+    return widen(x).reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
 
 
 def _all_but_last(x: Array, axis_name: str | None = None) -> tuple[tuple[int, ...], int]:
