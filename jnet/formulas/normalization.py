@@ -356,7 +356,7 @@ def _group_moments(x: Array, *, groups: int, eps: float) -> tuple[Array, Array]:
 
 
 def _group_mean(sums: Array, x: Array, groups: int) -> Array:
-    """Return the means of the groups of `x: (N, ..., C)`, `(N, 1, G)`, from its sums over the positions, `(N, 1, C)`."""
+    """Return the means of the groups of `x: (N, ..., C)`, `(N, 1, G)`, from its sums by channel, `(N, 1, C)`."""
     size = math.prod(x.shape[1:]) // groups
     return sums.reshape(len(x), 1, groups, x.shape[-1] // groups).sum(axis=-1) / max(size, 1)
 

@@ -35,7 +35,7 @@ def choose(
     | 3x3, stride 1, 32 channels and filters or more | winograd | winograd | winograd |
     | 1x1 | xla | xla | im2col |
     | stride 1, 8 to 16 channels, 16 filters or fewer | packed | packed | split |
-    | stride 1, 4 channels or fewer, 32 filters or fewer | packed | xla | xla |
+    | stride 1, 4 channels or fewer | packed to 32 filters | im2col to 9 taps, packed beyond | xla |
     | stride above 1, 32 channels or fewer | xla | subpixel | xla |
     | the rest | xla | xla | xla |
     """
@@ -59,8 +59,8 @@ def choose(
     if packed.suits(where, groups) and split.suits(where, groups) and where.window[1] > 1:
         if 8 <= channels <= 16 and filters <= 16:
             return "split" if weights else "packed"
-        if forward and channels <= 4 and filters <= 32:
-            return "packed"
+        if channels <= 4 and (filters <= 32 if forward else not weights):
+            return "packed" if forward or taps > 9 else "im2col"
     if direction == "input_gradient" and max(where.stride) > 1 and channels <= 32 and subpixel.suits(where, groups):
         return "subpixel"
     return "xla"
