@@ -241,7 +241,8 @@ def test_the_rule():
     assert [auto(d, 3, 64, 64, groups=64) for d in directions] == ["depthwise"] * 3
     assert [auto(d, 9, 64, 64, groups=64) for d in directions] == ["xla"] * 3
     assert [auto(d, 3, 16, 16) for d in directions] == ["packed", "packed", "split"]
-    assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "xla", "xla"]
+    assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "packed", "xla"]
+    assert [auto(d, 3, 3, 64) for d in directions] == ["xla", "im2col", "xla"]
     assert [auto(d, 1, 64, 64) for d in directions] == ["xla", "xla", "im2col"]
     assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "xla"]
     assert [auto(d, 3, 64, 64, stride=2) for d in directions] == ["xla"] * 3

@@ -106,7 +106,7 @@ def to_winners(dout: Array, winner: Array, where: Geometry) -> Array:
     """Return `dx: (N, H, W, C)`, each `dout` added to the pixel that won; a winner `nobody(where)` gets nothing."""
     winner, dout = winner[:, :, None, :, None, :], dout[:, :, None, :, None, :]
 
-    def part(shift: Pair, taps: np.ndarray) -> Array:
+    def part(shift: Pair, taps: Array) -> Array:
         if where.stride == (1, 1):  # either order is right; XLA vectorises this one without blocks, that one with
             return _shift(jnp.where(winner == taps, dout, jnp.zeros((), dout.dtype)), shift, where)
         is_winner = _shift(winner, shift, where, nobody(where)) == taps
@@ -124,20 +124,37 @@ def at_winners(x: Array, winner: Array, where: Geometry) -> Array:
 
 
 def _largest_of_band(x: Array, where: Geometry) -> tuple[Array, Array]:
-    first, *others = window_slices(x, where, fill=-jnp.inf)
-    largest, winner = first, jnp.broadcast_to(_first_tap_inside(where, x.shape[1:3]), first.shape)
-    for tap, value in enumerate(others, start=1):
-        wins = ~(value <= largest) & (largest == largest)  # greater, or the window's first NaN
-        largest, winner = jnp.where(wins, value, largest), jnp.where(wins, winner.dtype.type(tap), winner)
-    return largest, winner
+    """Play the taps of each window off against each other, pair by pair: shorter chains than a walk."""
+    values = window_slices(x, where, fill=-jnp.inf)
+    rounds = list(zip(values, _own_numbers(where, x.shape[1:3]), strict=True))
+    while len(rounds) > 1:
+        pairs = [_larger(*rounds[i : i + 2]) for i in range(0, len(rounds) - 1, 2)]
+        rounds = pairs + rounds[2 * len(pairs) :]
+    largest, winner = rounds[0]
+    return largest, jnp.broadcast_to(winner, largest.shape)
 
 
-def _first_tap_inside(where: Geometry, size: Sequence[int]) -> np.ndarray:
-    """Number each window's first tap that is not on the padding: `(1, OH, OW, 1)`."""
-    rows, columns = (
-        ((0 <= pixels) & (pixels < length)).argmax(axis=1) for pixels, length in zip(_pixels(where), size, strict=True)
-    )
-    return (rows[:, None] * where.window[1] + columns)[None, :, :, None].astype(_index_dtype(where))
+def _larger(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return the larger value with its tap, the first of equals, and the first NaN."""
+    second_wins = ~(second[0] <= first[0]) & (first[0] == first[0])
+    return jnp.where(second_wins, second[0], first[0]), jnp.where(second_wins, second[1], first[1])
+
+
+def _own_numbers(where: Geometry, size: Sequence[int]) -> list[np.ndarray]:
+    """Return for each tap its number, `(1, OH, OW, 1)`, on the padding that of the window's first tap inside.
+
+    So the padding never wins, not even among equals at -inf.
+    """
+    rows, columns = ((0 <= pixels) & (pixels < length) for pixels, length in zip(_pixels(where), size, strict=True))
+    first = rows.argmax(axis=1)[:, None] * where.window[1] + columns.argmax(axis=1)
+    numbers = [
+        np.where(row[:, None] & column, i * where.window[1] + j, first)
+        for (i, row), (j, column) in product(enumerate(rows.T), enumerate(columns.T))
+    ]
+    return [
+        (own[:1, :1] if (own == own[0, 0]).all() else own)[None, :, :, None].astype(_index_dtype(where))
+        for own in numbers
+    ]
 
 
 class AvgPool2dCache(NamedTuple):
@@ -188,7 +205,7 @@ def avg_pool2d_backward(
     where = pool_geometry("avg_pool2d", cache.image, window, stride, padding, 1)
     share = (widen(dout) / _count(where, count_include_pad))[:, :, None, :, None, :]
 
-    def part(shift: Pair, taps: np.ndarray) -> Array:
+    def part(shift: Pair, taps: Array) -> Array:
         covered = taps != _no_tap(where)
         return jnp.where(covered, _shift(share, shift, where), jnp.zeros((), share.dtype))
 
@@ -241,15 +258,14 @@ def _pixels(where: Geometry) -> list[np.ndarray]:
     ]
 
 
-def _gather(part: Callable[[Pair, np.ndarray], Array], where: Geometry) -> Array:
+def _gather(part: Callable[[Pair, Array], Array], where: Geometry) -> Array:
     """Sum `part(shift, taps)`, `(N, A, s, B, s, C)`, over the shifts; return it as an image, `(N, H, W, C)`.
 
     `taps: (1, 1, s, 1, s, 1)` numbers the tap that is on each place of a block, `_no_tap` where there is none.
     """
-    total, (rows, columns) = None, (_taps_by_shift(where, axis) for axis in (0, 1))
-    for (u, tops), (v, lefts) in product(rows.items(), columns.items()):
-        taps = np.where((tops[:, None] < 0) | (lefts < 0), _no_tap(where), tops[:, None] * where.window[1] + lefts)
-        term = part((u, v), taps[None, None, :, None, :, None].astype(_index_dtype(where)))
+    total = None
+    for shift in product(_shifts(where, 0), _shifts(where, 1)):
+        term = part(shift, _taps_at(shift, where))
         total = term if total is None else total + term
     assert total is not None, "a window has at least one tap"
     n, a, _, b, _, c = total.shape
@@ -257,14 +273,29 @@ def _gather(part: Callable[[Pair, np.ndarray], Array], where: Geometry) -> Array
     return image[:, : where.size[0], : where.size[1]]
 
 
-def _taps_by_shift(where: Geometry, axis: int) -> dict[int, np.ndarray]:
-    """Return `{u: taps}`: the tap of a window u blocks back on each of the `s` places of a block, -1 for none."""
-    stride = where.stride[axis]
-    groups: dict[int, np.ndarray] = {}
-    for tap in range(where.window[axis]):
-        shift, place = divmod(tap * where.dilation[axis] - where.padding[axis][0], stride)
-        groups.setdefault(shift, np.full(stride, -1))[place] = tap
-    return groups
+def _shifts(where: Geometry, axis: int) -> list[int]:
+    """Return how many blocks back windows lie that have a tap on a block."""
+    stride, before = where.stride[axis], where.padding[axis][0]
+    return sorted({(tap * where.dilation[axis] - before) // stride for tap in range(where.window[axis])})
+
+
+def _taps_at(shift: Pair, where: Geometry) -> Array:
+    """Number the tap of a window `shift` blocks back that is on each place of a block: `(1, 1, s, 1, s, 1)`.
+
+    Counted in the compiled loop, which is faster than reading a constant.
+    """
+    tops, lefts = (_taps_along(shift[axis], where, axis) for axis in (0, 1))
+    none = (tops < 0)[:, None] | (lefts < 0)[None, :]
+    taps = jnp.where(none, _no_tap(where), (tops * where.window[1])[:, None] + lefts[None, :])
+    return taps.astype(_index_dtype(where))[None, None, :, None, :, None]
+
+
+def _taps_along(u: int, where: Geometry, axis: int) -> Array:
+    """Number the tap of a window u blocks back on each of the `s` places along an axis, -1 for none."""
+    stride, dilation = where.stride[axis], where.dilation[axis]
+    offset = u * stride + where.padding[axis][0] + lax.iota(np.int32, stride)
+    tap = offset // dilation
+    return jnp.where((offset % dilation == 0) & (tap >= 0) & (tap < where.window[axis]), tap, -1)
 
 
 def _shift(parts: Array, shift: Pair, where: Geometry, fill: int = 0) -> Array:
