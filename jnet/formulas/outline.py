@@ -26,7 +26,8 @@ def outlined(*, static: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Ca
         @functools.partial(jax.jit, static_argnames=tuple(static))
         @functools.wraps(function)
         def whole(*args, **kwargs):
-            with set_xla_metadata(inlineable="true"):  # what it calls in its turn is no fence
+            # What it calls in its turn is no fence, and a kernel that also stands outside is not compiled twice.
+            with set_xla_metadata(inlineable=None):
                 return function(*args, **kwargs)
 
         @functools.wraps(function)
