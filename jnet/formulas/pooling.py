@@ -140,7 +140,7 @@ def _larger(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Ar
     return jnp.where(second_wins, second[0], first[0]), jnp.where(second_wins, second[1], first[1])
 
 
-def _own_numbers(where: Geometry, size: Sequence[int]) -> list[np.ndarray]:
+def _own_numbers(where: Geometry, size: Sequence[int]) -> list[Array]:
     """Return for each tap its number, `(1, OH, OW, 1)`, on the padding that of the window's first tap inside.
 
     So the padding never wins, not even among equals at -inf.
@@ -151,10 +151,8 @@ def _own_numbers(where: Geometry, size: Sequence[int]) -> list[np.ndarray]:
         np.where(row[:, None] & column, i * where.window[1] + j, first)
         for (i, row), (j, column) in product(enumerate(rows.T), enumerate(columns.T))
     ]
-    return [
-        (own[:1, :1] if (own == own[0, 0]).all() else own)[None, :, :, None].astype(_index_dtype(where))
-        for own in numbers
-    ]
+    own_or_one = (own[:1, :1] if (own == own[0, 0]).all() else own for own in numbers)
+    return [jnp.asarray(own[None, :, :, None].astype(_index_dtype(where))) for own in own_or_one]
 
 
 class AvgPool2dCache(NamedTuple):
