@@ -46,9 +46,8 @@ def max_pool2d_forward(
     r"""Take the largest entry of each window of `x: (N, H, W, C)`, a channel at a time.
 
     **Forward.** Window $o$ sees the pixels $h = o s - P + i d$ a tap $i$, an axis at a time: stride $s$, padding $P$ in
-    front, dilation $d$. The padding is $-\infty$. Play the taps off in pairs of
-    neighbours, each with its number, until one is left, of equals the first: $y_o = \max_i x_{o s - P + i d}$ and
-    $k_o = \operatorname{argmax}$.
+    front, dilation $d$. The padding is $-\infty$. Play the taps off in pairs of neighbours, each with its number, until
+    one is left, of equals the first: $y_o = \max_i x_{o s - P + i d}$ and $k_o = \operatorname{argmax}$.
 
     **Backward.**
 
