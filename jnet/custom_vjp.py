@@ -384,7 +384,12 @@ CATALOGUE: tuple[Entry, ...] = (
         normalization.groupnorm_backward,
         reference.groupnorm,
         ("x", "gamma", "beta"),
-        (Sample(_ODD, {"groups": 3}), Sample(_ROWS, {"groups": 1}), Sample(_ODD, {"groups": 6, "eps": 1e-3})),
+        (
+            Sample(_ODD, {"groups": 3}),
+            Sample(_ROWS, {"groups": 1}),
+            Sample(_ODD, {"groups": 6, "eps": 1e-3}),
+            Sample(_ONE, {"groups": 1}),
+        ),
         (Sample(_CONSTANT, {"groups": 1}),),
     ),
     Entry(

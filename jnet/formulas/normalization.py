@@ -343,6 +343,8 @@ def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array
     sum_dyh, sum_dy = (jnp.sum(v, axis=1, keepdims=True) for v in (dy * h, dy))  # (N, 1, C)
     along_1, along_h = (_a_channel(_group_mean(scale * v, x, groups), x) for v in (sum_dy, sum_dyh))
     dx = dy * (rstd * scale) - rstd * along_1 - h * (rstd * along_h)
+    if math.prod(x.shape[1:]) == groups:  # as in `layernorm_backward`
+        dx = jnp.zeros_like(dx)
     return dx.reshape(x.shape).astype(x.dtype), sum_dyh.sum(axis=(0, 1)), sum_dy.sum(axis=(0, 1))
 
 
