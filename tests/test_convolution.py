@@ -244,7 +244,8 @@ def test_the_rule():
     assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "packed", "xla"]
     assert [auto(d, 3, 3, 64) for d in directions] == ["xla", "im2col", "xla"]
     assert [auto(d, 1, 64, 64) for d in directions] == ["xla", "xla", "im2col"]
-    assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "xla"]
+    assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "im2col"]
+    assert [auto(d, 7, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "xla"]
     assert [auto(d, 3, 64, 64, stride=2) for d in directions] == ["xla"] * 3
 
 

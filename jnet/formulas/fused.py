@@ -257,16 +257,24 @@ def batchnorm_add_relu_forward(
     """
     require_float("batchnorm_add_relu", shortcut=shortcut)
     require_shape("batchnorm_add_relu", "shortcut", shortcut, x.shape, f"x {x.shape}")
-    (y, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
-    out, _ = relu_forward(y + shortcut.astype(x.dtype))
+    (_, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
+    out = _normalized_add_relu(cache, beta, shortcut)
     return (out, mean, var), BatchnormAddReluCache(cache, out)
 
 
-@outlined(static=("axis_name",))
+@outlined()  # or XLA adds the shortcuts up again, block upon block, wherever the sum is read
+def _normalized_add_relu(cache: BatchnormCache, beta: Array, shortcut: Array) -> Array:
+    y = normalized(cache, beta)
+    return relu_forward(y + shortcut.astype(y.dtype))[0]
+
+
 def batchnorm_add_relu_backward(
     dout: Statistics, cache: BatchnormAddReluCache, *, axis_name: str | None = None
 ) -> tuple[Array, Array, Array, Array]:
-    """Return `dx, dgamma, dbeta, dshortcut`; derivation in `batchnorm_add_relu_forward`."""
+    """Return `dx, dgamma, dbeta, dshortcut`; derivation in `batchnorm_add_relu_forward`.
+
+    Only `batchnorm`'s part is outlined: the cotangents of the block's two readers are added up on the way to the mask.
+    """
     dy, dmean, dvar = dout
     dy = _where_positive(cache.out, dy)
     return *batchnorm_backward((dy, dmean, dvar), cache.norm, axis_name=axis_name), dy

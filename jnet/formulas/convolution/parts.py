@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-__all__ = ["groups_of", "in_parts"]
+__all__ = ["count", "groups_of", "in_parts", "sum_of_parts"]
 
 
 def groups_of(images: int) -> int:
@@ -19,8 +19,13 @@ def groups_of(images: int) -> int:
     return jax.device_count() if images % jax.device_count() == 0 else 1
 
 
+def count(images: int, wanted: int) -> int:
+    """Return the number of parts of one size that is `wanted` or the next above; 1 where it would be far above."""
+    return next((k for k in range(max(wanted, 1), min(4 * wanted, images) + 1) if images % k == 0), 1)
+
+
 def in_parts(part: Callable[..., tuple[Any, Any]], parts: int, *images: Array) -> tuple[Any, Any]:
-    """Apply `part` to the images of each group, `(groups, N / groups, ...)` in, in so many parts of it.
+    """Apply `part` to the images of all groups, `(groups, N / groups, ...)`, in so many parts of each.
 
     `part` returns what it has for each image, which is joined again, `(groups, N / groups, ...)`, and what it has
     summed over its images, which is added up, `(groups, ...)`; either may be `()`. `parts` must divide the images of a
@@ -28,11 +33,11 @@ def in_parts(part: Callable[..., tuple[Any, Any]], parts: int, *images: Array) -
     the sharded axis would run on every device in full.
     """
     if parts == 1:
-        return jax.vmap(part)(*images)
+        return part(*images)
     stacks = [v.reshape(v.shape[0], parts, v.shape[1] // parts, *v.shape[2:]) for v in images]
 
     def one(i: Array) -> tuple[Any, Any]:
-        return jax.vmap(part)(*(lax.dynamic_index_in_dim(v, i, axis=1, keepdims=False) for v in stacks))
+        return part(*(lax.dynamic_index_in_dim(v, i, axis=1, keepdims=False) for v in stacks))
 
     def step(totals: Any, i: Array) -> tuple[Any, Any]:
         each, sums = one(i)
@@ -41,6 +46,22 @@ def in_parts(part: Callable[..., tuple[Any, Any]], parts: int, *images: Array) -
     _, sums = jax.eval_shape(one, 0)
     totals, each = lax.scan(step, jax.tree.map(jnp.zeros_like, sums), jnp.arange(parts))
     return jax.tree.map(_join, each), totals
+
+
+def sum_of_parts(part: Callable[..., Array], images: int, *batch: Array) -> Array:
+    """Add up what `part`, a matrix product, returns for the batch, of which it gets about `images` images at a time."""
+    groups = groups_of(batch[0].shape[0])
+    n = batch[0].shape[0] // groups
+
+    def of_groups(*some: Array) -> tuple[tuple[()], Array]:
+        if groups > 1:
+            return (), jax.vmap(part)(*some)
+        # With an axis of one group, XLA on a CPU would take the product for a batch of products, half as fast.
+        return (), part(*(v[0] for v in some))[None]
+
+    stacks = (v.reshape(groups, n, *v.shape[1:]) for v in batch)
+    _, total = in_parts(of_groups, count(n, -(-n // max(images, 1))), *stacks)
+    return total.sum(axis=0)
 
 
 def _join(each: Array) -> Array:

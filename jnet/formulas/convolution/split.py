@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jnet.formulas.convolution.parts import groups_of, in_parts
+from jnet.formulas.convolution.parts import sum_of_parts
 from jnet.formulas.precision import accumulator
 from jnet.formulas.windows import Geometry
 
@@ -24,32 +24,27 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
 
     $$\bar w_{i,j,c,f} = \sum_{r,q} x_{r,\;q + j,\;c}\;\; g_{r - i,\;q,\;f}.$$
 
-    So the images are copied once for each *column* of taps, the cotangents once for each *row*, and one product of
-    $(i, f)$ with $(j, c)$ gives all taps: HH + WW copies instead of HH * WW, and a product of 48 by 48 for 16 channels
-    and filters, where im2col has 144 by 16. It takes `IMAGES` images at a time, for the copies to stay in the cache.
+    Rows $r$ of padding are zero and left out. So the images are copied once for each *column* of taps, the cotangents
+    once for each *row*, and one product of $(i, f)$ with $(j, c)$ gives all taps: HH + WW copies instead of HH * WW,
+    and a product of 48 by 48 for 16 channels and filters, where im2col has 144 by 16. It takes `IMAGES` images at a
+    time, for the copies to stay in the cache.
 
     Reference: Cho & Brand 2017, arXiv:1706.06873, who lay windows out along one axis only, for the forward pass.
     """
     del groups
-    devices = groups_of(x.shape[0])
-    n = x.shape[0] // devices
-    parts = n // IMAGES if n > IMAGES and n % IMAGES == 0 else 1
-
-    def part(x: Array, dout: Array) -> tuple[tuple[()], Array]:
-        return (), _product(x, dout, where)
-
-    _, dw = in_parts(part, parts, *(v.reshape(devices, n, *v.shape[1:]) for v in (x, dout)))
-    dw = dw.sum(axis=0).reshape(where.window[0], dout.shape[-1], where.window[1], x.shape[-1])
+    dw = sum_of_parts(lambda x, dout: _product(x, dout, where), IMAGES, x, dout)
+    dw = dw.reshape(where.window[0], dout.shape[-1], where.window[1], x.shape[-1])
     return dw.transpose(0, 2, 3, 1)
 
 
 def _product(x: Array, dout: Array, where: Geometry) -> Array:
     """Return `(HH * F, WW * C)`, in the dtype of the accumulator."""
-    (rows, columns), (height, width), zero = where.window, where.out, jnp.zeros((), x.dtype)
-    x = lax.pad(x, zero, ((0, 0, 0), (*where.padding[0], 0), (*where.padding[1], 0), (0, 0, 0)))
-    x = x[:, : height + rows - 1]
-    dout = lax.pad(dout, zero.astype(dout.dtype), ((0, 0, 0), (rows - 1, rows - 1, 0), (0, 0, 0), (0, 0, 0)))
+    (rows, columns), height, width, zero = where.window, where.size[0], where.out[1], jnp.zeros((), x.dtype)
+    (top, bottom), across = where.padding
+    x = lax.pad(x, zero, ((0, 0, 0), (0, 0, 0), (*across, 0), (0, 0, 0)))
+    down = (rows - 1 - top, rows - 1 - bottom, 0)
+    dout = lax.pad(dout, zero.astype(dout.dtype), ((0, 0, 0), down, (0, 0, 0), (0, 0, 0)))
     by_column = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], axis=-1)
-    by_row = jnp.concatenate([dout[:, rows - 1 - i :][:, : height + rows - 1] for i in range(rows)], axis=-1)
+    by_row = jnp.concatenate([dout[:, rows - 1 - i :][:, :height] for i in range(rows)], axis=-1)
     flat = [v.reshape(v.shape[0] * v.shape[1] * v.shape[2], v.shape[3]) for v in (by_row, by_column)]
     return jnp.einsum("pf,pc->fc", *flat, preferred_element_type=accumulator(x.dtype))
