@@ -14,6 +14,7 @@ from jnet.formulas.convolution import (
     conv2d_backward,
     conv2d_forward,
     depthwise,
+    im2col,
     packed,
     rule,
     split,
@@ -218,6 +219,19 @@ def test_images_in_parts(monkeypatch):
     assert_close(gradients(winograd, x, w, dout, where), want, 1e-12)
     assert_close(winograd.backward(x, w, dout, where), want[1:], 1e-12)
     assert_close([split.weight_gradient(x, dout, where, 1)], want[2:], 1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("images", [6, 7])  # 7 is prime: an image a part
+def test_windows_in_parts(monkeypatch, images, groups):
+    x, w, dout, where, want = same_by((7, 6), (3, 2), "SAME", images=images, stride=2)
+    if groups > 1:  # each group of channels with its own filters
+        w, dout = w[:, :, : 3 // groups, :3], dout[..., :3]
+        want = jax.vjp(lambda x, w: reference(x, w, None, padding="SAME", stride=2, groups=groups), x, w)[1](dout)
+    bytes_of_an_image = x.dtype.itemsize * 3 * 2 * where.out[0] * where.out[1] * x.shape[-1]
+    monkeypatch.setattr(im2col, "PART_BYTES", 2 * bytes_of_an_image)
+    assert "scan" in str(jax.make_jaxpr(lambda x: im2col.weight_gradient(x, dout, where, groups))(x))
+    assert_close([im2col.weight_gradient(x, dout, where, groups)], want[-1:], 1e-12)
 
 
 def test_rounding_of_winograd_is_bounded():

@@ -89,8 +89,9 @@ else:
             (models.vgg((4, 4, 8), 5), 3, 4),
             (models.vgg((32, 32), 5), 2, 3),  # Winograd's, of which the filters' gradient is transformed, then summed
             (models.vgg((16, 16), 5), 2, 3),  # split windows
+            (models.resnet((4, 8), 1, 5), 6, 7),  # strides, and shortcuts
         ],
-        ids=["fully_connected", "fully_connected_batchnorm", "three_layer_conv_net", "vgg", "winograd", "split"],
+        ids=["fully_connected", "fully_connected_batchnorm", "three_layer_conv_net", "vgg", "winograd", "split", "resnet"],
     )
     def test_what_travels(model, batchnorms, others, monkeypatch):
         """Each gradient once, in an all-reduce for each backward pass that is compiled apart and one for the rest.
