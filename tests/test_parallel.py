@@ -91,7 +91,7 @@ else:
             (models.vgg((16, 16), 5), 2, 3),  # split windows
             (models.resnet((4, 8), 1, 5), 6, 7),  # strides, and shortcuts
         ],
-        ids=["fully_connected", "fully_connected_batchnorm", "three_layer_conv_net", "vgg", "winograd", "split", "resnet"],
+        ids=["fully_connected", "with_batchnorm", "three_layer_conv_net", "vgg", "winograd", "split", "resnet"],
     )
     def test_what_travels(model, batchnorms, others, monkeypatch):
         """Each gradient once, in an all-reduce for each backward pass that is compiled apart and one for the rest.
