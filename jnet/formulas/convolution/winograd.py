@@ -51,7 +51,8 @@ def transforms(points: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 _A, _G, _B = transforms(POINTS)
-_GG = np.kron(_G, _G)  # both axes of a filter at once
+_AA = np.kron(_A, _A)  # both axes at once
+_GG = np.kron(_G, _G).reshape(SIZE, SIZE, TAPS**2).swapaxes(0, 1).reshape(SIZE**2, TAPS**2)  # column products first
 
 
 def suits(where: Geometry, groups: int) -> bool:
@@ -76,14 +77,17 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     The sum over channels is a matrix product for each of the 36 entries: 36 multiplications give 16 outputs, which
     take 144 directly. The transforms are one pass an axis, so that no combination is computed twice.
 
-    **Backward.** The algorithm is a chain of linear maps and one product, so its transpose is the maps transposed in
-    the opposite order. With $Z = \bar M = A\,\bar y\,A^\top$,
+    **Backward.** With $w'_{fc}(a, b) = w_{cf}(2 - a, 2 - b)$, the filters turned by half a turn, the cotangent of x is
+    itself a correlation with 3x3 filters, of $\bar y$ with $w'$ (`input_gradient`), and is computed like one:
+    $\bar x_c = A^\top\big[\sum_f U'_{fc} \odot V'_f\big]A$ with $U' = G\,w'\,G^\top$ and $V' = B^\top\,\bar y\,B$.
 
-    $$\bar V_c = \sum_f U_{cf} \odot Z_f, \quad \bar d_c = B\,\bar V_c\,B^\top, \quad
-    \bar U_{cf} = \sum_{\text{tiles}} V_c \odot Z_f, \quad \bar w_{cf} = G^\top\,\bar U_{cf}\,G.$$
+    The change of the loss, $\langle y, \bar y\rangle = \langle x, \bar x\rangle$, is linear in each of $x$, $w'$ and
+    $\bar y$. So the cotangent of $w'$ is what the transpose of the map $w' \mapsto \bar x$ makes of $x$: with
+    $Z_c = A\,x_c\,A^\top$ of the 4x4 tiles of x, which do not overlap,
 
-    Neighbouring tiles share two rows and two columns of inputs: $\bar x$ adds what they say of the same pixel. $Z$
-    serves both gradients.
+    $$\bar U'_{fc} = \sum_{\text{tiles}} V'_f \odot Z_c, \quad \bar w' = G^\top\,\bar U'\,G.$$
+
+    $V'$ serves both gradients. (Transposing the forward pass itself would make dx a sum over overlapping tiles.)
 
     **Rounding.** The transforms add and subtract numbers of different sizes: in float32 the error is about 1e-5 of the
     largest entry, where the direct sum has 1e-6. float16 and bfloat16 are computed in float32.
@@ -94,42 +98,50 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     u = _filters(widen(w))
 
     def part(x: Array) -> tuple[Array, tuple[()]]:
-        return _outputs(jnp.einsum("ktc,kcf->ktf", _tiles(widen(x), where), u), x.shape[0], where), ()
+        return _outputs(_products(_tiles(widen(x), where), u), x.shape[0], where), ()
 
     return _in_parts(part, where, w.shape[2:], x)[0]
 
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
     """Return the cotangent of x, `(N, H, W, C)`; derivation in `forward`."""
-    del groups
-    u = _filters(widen(w))
-
-    def part(dout: Array) -> tuple[Array, tuple[()]]:
-        return _spread_back(_cotangents(widen(dout), where), u, dout.shape[0], where), ()
-
-    return _in_parts(part, where, w.shape[2:], dout)[0]
+    return forward(dout, _turned(w), _reverse(where), groups)
 
 
 def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
     """Return the cotangent of w, `(3, 3, C, F)`; derivation in `forward`."""
     del groups
-    channels = x.shape[-1], dout.shape[-1]
+    where = _reverse(where)
 
     def part(x: Array, dout: Array) -> tuple[tuple[()], Array]:
-        return (), _met(_tiles(widen(x), where), _cotangents(widen(dout), where))
+        return (), _met(_cotangents(widen(x), where), _tiles(widen(dout), where))
 
-    return _in_parts(part, where, channels, x, dout)[1]
+    return _in_parts(part, where, (x.shape[-1], dout.shape[-1]), x, dout)[1]
 
 
 def backward(x: Array, w: Array, dout: Array, where: Geometry) -> tuple[Array, Array]:
-    """Return both gradients, for which the cotangent is transformed once; derivation in `forward`."""
-    u = _filters(widen(w))
+    """Return both gradients, for which the tiles of the cotangent are transformed once; derivation in `forward`."""
+    where = _reverse(where)
+    u = _filters(_turned(widen(w)))
 
     def part(x: Array, dout: Array) -> tuple[Array, Array]:
-        z = _cotangents(widen(dout), where)
-        return _spread_back(z, u, x.shape[0], where), _met(_tiles(widen(x), where), z)
+        v = _tiles(widen(dout), where)
+        return _outputs(_products(v, u), x.shape[0], where), _met(_cotangents(widen(x), where), v)
 
     return _in_parts(part, where, w.shape[2:], x, dout)
+
+
+def _turned(w: Array) -> Array:
+    """Return the filters of the correlation that gives dx: turned by half a turn, `(3, 3, F, C)`."""
+    return w[::-1, ::-1].swapaxes(2, 3)
+
+
+def _reverse(where: Geometry) -> Geometry:
+    """Return the geometry of the correlation that gives dx: from the outputs back to the image."""
+    (top, bottom), (left, right) = where.padding
+    back = TAPS - 1
+    padding = (back - top, back - bottom), (back - left, back - right)
+    return where._replace(size=where.out, padding=padding, out=where.size)
 
 
 def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int], *images: Array) -> tuple[Any, Any]:
@@ -180,15 +192,14 @@ def _combine_in_one(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
 def _filters(w: Array) -> Array:
     """Return `U = G w G^T`, `(36, C, F)`."""
     _, _, channels, filters = w.shape
-    u = jnp.asarray(_GG, w.dtype) @ w.reshape(TAPS**2, channels * filters)
-    return u.reshape(SIZE, SIZE, channels, filters).swapaxes(0, 1).reshape(SIZE**2, channels, filters)
+    return (jnp.asarray(_GG, w.dtype) @ w.reshape(TAPS**2, channels * filters)).reshape(SIZE**2, channels, filters)
 
 
 def _filters_back(du: Array) -> Array:
-    """Return `G^T dU G`, `(3, 3, C, F)`."""
+    """Return the cotangent of w, `(3, 3, C, F)`, of that of the transform of its turned filters, `(36, C, F)`."""
     _, channels, filters = du.shape
-    du = du.reshape(SIZE, SIZE, channels, filters).swapaxes(0, 1).reshape(SIZE**2, channels * filters)
-    return (jnp.asarray(_GG.T, du.dtype) @ du).reshape(TAPS, TAPS, channels, filters)
+    turned_back = jnp.asarray(_GG.T[::-1], du.dtype)
+    return (turned_back @ du.reshape(SIZE**2, channels * filters)).reshape(TAPS, TAPS, channels, filters)
 
 
 def _tiles(x: Array, where: Geometry) -> Array:
@@ -203,51 +214,31 @@ def _tiles(x: Array, where: Geometry) -> Array:
     return v.reshape(SIZE**2, n * rows * columns, c)
 
 
+def _products(v: Array, u: Array) -> Array:
+    """Return `M`, the sums over the channels, `(36, N * TH * TW, F)`."""
+    return jnp.einsum("ktc,kcf->ktf", v, u)
+
+
 def _outputs(m: Array, n: int, where: Geometry) -> Array:
     """Return `A^T M A` of all tiles as images, `(N, OH, OW, F)`."""
     (rows, columns), f = _grid(where), m.shape[-1]
-    m = m.reshape(SIZE, SIZE, n, rows, columns * f)
-    y = jnp.stack(_combine(_A, [m[:, k] for k in range(SIZE)]), axis=3).reshape(SIZE, n, rows, TILE, columns, f)
-    y = jnp.stack(_combine(_A, [y[k] for k in range(SIZE)]), axis=4)
+    y = jnp.asarray(_AA, m.dtype) @ m.reshape(SIZE**2, n * rows * columns * f)
+    y = y.reshape(TILE, TILE, n, rows, columns, f).transpose(2, 3, 1, 4, 0, 5)
     return y.reshape(n, TILE * rows, TILE * columns, f)[:, : where.out[0], : where.out[1]]
 
 
-def _cotangents(dout: Array, where: Geometry) -> Array:
-    """Return `Z = A dout A^T`, `(36, N * TH * TW, F)`."""
-    (n, _, _, f), (rows, columns) = dout.shape, _grid(where)
-    z = _fit(_fit(dout, 1, 0, TILE * rows), 2, 0, TILE * columns).reshape(n, rows, TILE, TILE * columns * f)
+def _cotangents(y: Array, where: Geometry) -> Array:
+    """Return `Z = A y A^T` of a cotangent of the outputs, `(36, N * TH * TW, F)`."""
+    (n, _, _, f), (rows, columns) = y.shape, _grid(where)
+    z = _fit(_fit(y, 1, 0, TILE * rows), 2, 0, TILE * columns).reshape(n, rows, TILE, TILE * columns * f)
     z = _combine_in_one(_A.T, [z[:, :, i] for i in range(TILE)]).reshape(SIZE * n * rows * columns, TILE, f)
     z = jnp.stack(_combine(_A.T, [z[:, j] for j in range(TILE)]))
     return z.reshape(SIZE**2, n * rows * columns, f)
 
 
-def _met(v: Array, z: Array) -> Array:
-    """Return the cotangent of U: what each channel and each filter met, over all tiles, `(36, C, F)`."""
-    return jnp.einsum("ktc,ktf->kcf", v, z)
-
-
-def _spread_back(z: Array, u: Array, n: int, where: Geometry) -> Array:
-    """Return the cotangent of the images, `(N, H, W, C)`: `B (Z U^T) B^T`, added up where tiles overlap."""
-    (rows, columns), (height, width), c = _grid(where), where.size, u.shape[1]
-    dv = jnp.einsum("ktf,kcf->ktc", z, u).reshape(SIZE, SIZE, n, rows, columns * c)
-    groups = -(-height // TILE), -(-width // TILE)
-    dx = jnp.stack(_overlap([dv[:, k] for k in range(SIZE)], 2, where.padding[0][0], groups[0]), axis=3)
-    dx = dx.reshape(SIZE, n, TILE * groups[0], columns, c)
-    dx = jnp.stack(_overlap([dx[k] for k in range(SIZE)], 2, where.padding[1][0], groups[1]), axis=3)
-    return dx.reshape(n, TILE * groups[0], TILE * groups[1], c)[:, :height, :width]
-
-
-def _overlap(parts: Sequence[Array], axis: int, padding: int, groups: int) -> list[Array]:
-    """Return, for each pixel of a group of 4, what the tiles that reach it give it; tiles and groups lie along `axis`.
-
-    Pixel j of group q is the padded pixel 4 q + padding + j, and that is input `padding + j - 4 s` of tile q + s.
-    """
-    inputs = _combine(_B.T, parts)
-    pixels = []
-    for j in range(TILE):
-        reach = [(s, padding + j - TILE * s) for s in range(-1, padding // TILE + 2)]
-        pixels.append(sum(_fit(inputs[i], axis, -s, groups) for s, i in reach if 0 <= i < SIZE))
-    return pixels
+def _met(z: Array, v: Array) -> Array:
+    """Return the cotangent of the transformed, turned filters: what met over all tiles, `(36, C, F)`."""
+    return jnp.einsum("ktc,ktf->kcf", z, v)
 
 
 def _fit(x: Array, axis: int, before: int, size: int) -> Array:
