@@ -1,5 +1,6 @@
 """A batch taken apart: a group of images for each device, and of each group a few images at a time."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,19 +26,27 @@ def count(images: int, wanted: int) -> int:
 
 
 def in_parts(part: Callable[..., tuple[Any, Any]], parts: int, *images: Array) -> tuple[Any, Any]:
-    """Apply `part` to the images of all groups, `(groups, N / groups, ...)`, in so many parts of each.
+    """Apply `part` to the images of each group, `(groups, N / groups, ...)`, in so many parts.
 
-    `part` returns what it has for each image, which is joined again, `(groups, N / groups, ...)`, and what it has
-    summed over its images, which is added up, `(groups, ...)`; either may be `()`. `parts` must divide the images of a
-    group. The loop runs over the parts of all groups at once, so that each device works on its own group: a loop along
-    the sharded axis would run on every device in full.
+    `part` gets some images of one group, `(images, ...)`. It returns what it has for each image, which is joined
+    again, `(groups, N / groups, ...)`, and what it has summed over its images, which is added up, `(groups, ...)`;
+    either may be `()`. `parts` must divide the images of a group. The loop runs over the parts of all groups at once,
+    so that each device works on its own group: a loop along the sharded axis would run on every device in full.
     """
+
+    def of_groups(*some: Array) -> tuple[Any, Any]:
+        if some[0].shape[0] > 1:
+            return jax.vmap(part)(*some)
+        # With an axis of one group, XLA on a CPU would take a product for a batch of products, half as fast.
+        return jax.tree.map(lambda v: v[None], part(*(v[0] for v in some)))
+
     if parts == 1:
-        return part(*images)
+        return of_groups(*images)
     stacks = [v.reshape(v.shape[0], parts, v.shape[1] // parts, *v.shape[2:]) for v in images]
 
+    @jax.jit  # traced once, for its shapes and for the loop
     def one(i: Array) -> tuple[Any, Any]:
-        return part(*(lax.dynamic_index_in_dim(v, i, axis=1, keepdims=False) for v in stacks))
+        return of_groups(*(lax.dynamic_index_in_dim(v, i, axis=1, keepdims=False) for v in stacks))
 
     def step(totals: Any, i: Array) -> tuple[Any, Any]:
         each, sums = one(i)
@@ -52,15 +61,8 @@ def sum_of_parts(part: Callable[..., Array], images: int, *batch: Array) -> Arra
     """Add up what `part`, a matrix product, returns for the batch, of which it gets about `images` images at a time."""
     groups = groups_of(batch[0].shape[0])
     n = batch[0].shape[0] // groups
-
-    def of_groups(*some: Array) -> tuple[tuple[()], Array]:
-        if groups > 1:
-            return (), jax.vmap(part)(*some)
-        # With an axis of one group, XLA on a CPU would take the product for a batch of products, half as fast.
-        return (), part(*(v[0] for v in some))[None]
-
     stacks = (v.reshape(groups, n, *v.shape[1:]) for v in batch)
-    _, total = in_parts(of_groups, count(n, -(-n // max(images, 1))), *stacks)
+    _, total = in_parts(lambda *some: ((), part(*some)), count(n, -(-n // max(images, 1))), *stacks)
     return total.sum(axis=0)
 
 

@@ -1,5 +1,6 @@
 """3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3), forward and its transpose."""
 
+import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import prod
@@ -155,10 +156,10 @@ def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int]
     parts = 1
     if n * tile_bytes > TOO_MANY_BYTES:
         parts = count(n, -(-n * tile_bytes // PART_BYTES))
-    each, du = in_parts(jax.vmap(part), parts, *(v.reshape(groups, n, *v.shape[1:]) for v in images))
+    each, du = in_parts(part, parts, *(v.reshape(groups, n, *v.shape[1:]) for v in images))
     whole = jax.tree.map(lambda v: v.reshape(groups * n, *v.shape[2:]), each)
     # Transformed before the groups are summed: what devices tell each other is then a quarter as large.
-    return whole, jax.tree.map(lambda u: jax.vmap(_filters_back)(u).sum(axis=0), du)
+    return whole, jax.tree.map(lambda u: _filters_back(u).sum(axis=0), du)
 
 
 # The stages. A "grid" is the tiles of an image, (TH, TW); k counts the 36 products, column products first.
@@ -196,12 +197,14 @@ def _filters(w: Array) -> Array:
 
 
 def _filters_back(du: Array) -> Array:
-    """Return the cotangent of w, `(3, 3, C, F)`, of that of the transform of its turned filters, `(36, C, F)`."""
-    _, channels, filters = du.shape
+    """Return the cotangents of w, `(groups, 3, 3, C, F)`, of those of the transform of its turned filters."""
+    groups, _, channels, filters = du.shape
     turned_back = jnp.asarray(_GG.T[::-1], du.dtype)
-    return (turned_back @ du.reshape(SIZE**2, channels * filters)).reshape(TAPS, TAPS, channels, filters)
+    dw = turned_back @ du.reshape(groups, SIZE**2, channels * filters)
+    return dw.reshape(groups, TAPS, TAPS, channels, filters)
 
 
+@functools.partial(jax.jit, static_argnames="where")  # traced once for all layers of a shape
 def _tiles(x: Array, where: Geometry) -> Array:
     """Return `V = B^T d B`, `(36, N * TH * TW, C)`."""
     (n, _, _, c), (rows, columns) = x.shape, _grid(where)
@@ -227,6 +230,7 @@ def _outputs(m: Array, n: int, where: Geometry) -> Array:
     return y.reshape(n, TILE * rows, TILE * columns, f)[:, : where.out[0], : where.out[1]]
 
 
+@functools.partial(jax.jit, static_argnames="where")  # traced once for all layers of a shape
 def _cotangents(y: Array, where: Geometry) -> Array:
     """Return `Z = A y A^T` of a cotangent of the outputs, `(36, N * TH * TW, F)`."""
     (n, _, _, f), (rows, columns) = y.shape, _grid(where)
