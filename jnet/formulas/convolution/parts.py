@@ -1,6 +1,5 @@
 """A batch taken apart: a group of images for each device, and of each group a few images at a time."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
