@@ -36,7 +36,7 @@ def choose(
     | 1x1 | xla | xla | im2col |
     | stride 1, 8 to 16 channels, 16 filters or fewer | packed | packed | split |
     | stride 1, 4 channels or fewer | packed to 32 filters | im2col to 9 taps, packed beyond | xla |
-    | stride above 1, 32 channels or fewer | xla | subpixel | im2col to 9 taps, xla beyond |
+    | stride above 1, 32 channels or fewer | xla | subpixel | im2col to 9 taps and 16 channels, xla beyond |
     | the rest | xla | xla | xla |
     """
     if algorithm != "auto":
@@ -64,6 +64,6 @@ def choose(
     if max(where.stride) > 1 and channels <= 32:
         if direction == "input_gradient" and subpixel.suits(where, groups):
             return "subpixel"
-        if weights and taps <= 9:
+        if weights and taps <= 9 and channels <= 16:
             return "im2col"
     return "xla"

@@ -152,7 +152,8 @@ def _in_parts(part: Callable[..., Any], where: Geometry, channels: Sequence[int]
     """
     groups = groups_of(images[0].shape[0])
     n = images[0].shape[0] // groups
-    tile_bytes = 4 * SIZE**2 * prod(_grid(where)) * sum(channels)
+    # By the larger, so that neighbouring layers have parts of the same shape, whose loops are compiled once.
+    tile_bytes = 4 * SIZE**2 * prod(_grid(where)) * 2 * max(channels)
     parts = 1
     if n * tile_bytes > TOO_MANY_BYTES:
         parts = count(n, -(-n * tile_bytes // PART_BYTES))
