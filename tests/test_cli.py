@@ -244,5 +244,5 @@ def test_real_process_shows_no_traceback_and_tunes_the_allocator(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 2
     assert done.stderr == "jnet train: --epochs: 0; must be at least 1\n"
-    tuned = "allocator tuned: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_="
+    tuned = "allocator tuned: GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TOP_PAD_="
     assert done.stdout.startswith(tuned) is sys.platform.startswith("linux")
