@@ -3,9 +3,9 @@
 `jnet train` starts itself once more with the allocator tuned. XLA asks for a step's temporaries anew at each call, and
 the C library's defaults hand large blocks back to the system each time: every page is then zeroed again, 0.3 ms a
 megabyte. Told otherwise, it keeps them, and in pages of 2 MB instead of 4 kB where the system has them. Threads other
-than the first have heaps of 64 MB, which glibc unmaps once empty whatever the trim threshold, unless the heap before has
-less than `MALLOC_TOP_PAD_` to spare: with 64 MB it keeps these too. The settings are read when a process starts, so they
-must be in its environment before.
+than the first have heaps of 64 MB, which glibc unmaps once empty whatever the trim threshold, unless the heap before
+has less than `MALLOC_TOP_PAD_` to spare: with 64 MB it keeps these too. The settings are read when a process starts,
+so they must be in its environment before.
 """
 
 import os
