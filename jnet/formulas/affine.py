@@ -1,21 +1,17 @@
 """The affine (fully connected, dense, linear) map."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from jnet.formulas import onednn
 from jnet.formulas.outline import outlined
 from jnet.formulas.precision import accumulator
 from jnet.formulas.validate import require_float, require_rank, require_shape
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
-
-_TILE = 16  # floats in a cache line
-_WORTH_IT = 64  # columns of a product, from which on writing out a transposition of its operand pays
 
 
 class AffineCache(NamedTuple):
@@ -67,37 +63,7 @@ def affine_backward(dout: Array, cache: AffineCache) -> tuple[Array, Array, Arra
     n, d = x.shape[0], w.shape[0]
     wide = accumulator(x.dtype)
     flat, narrow = x.reshape(n, d), w.astype(x.dtype)
-    if jax.default_backend() == "cpu":
-        dx, dw = _products_on_a_cpu(dout, flat, narrow)
-    else:
-        dx = jnp.matmul(dout, narrow.T, preferred_element_type=wide)
-        dw = jnp.matmul(flat.T, dout, preferred_element_type=wide)
+    dx = onednn.matmul(dout, narrow, transpose_b=True)
+    dw = onednn.matmul(flat, dout, transpose_a=True)
     db = jnp.sum(dout, axis=0, dtype=wide)
     return dx.reshape(x.shape), dw, db
-
-
-def _products_on_a_cpu(g: Array, x: Array, w: Array) -> tuple[Array, Array]:
-    """Return `g @ w.T` and `x.T @ g`.
-
-    XLA's products take up to twice as long there where they read their left side by columns or their right side by
-    rows. So what is transposed is written out first, where the product is large enough to pay for it; of few outputs
-    the product is `(g.T @ x).T`, which transposes `g` and not the wide `x`, and a barrier keeps XLA from undoing that.
-    """
-    matmul = partial(jnp.matmul, preferred_element_type=accumulator(x.dtype))
-    if g.shape[1] < _WORTH_IT:
-        return matmul(g, w.T), lax.optimization_barrier(matmul(g.T, x)).T
-    in_tiles = g.shape[0] % _TILE == g.shape[1] % _TILE == 0
-    dx = _transposed(matmul(w, _transposed(g))) if in_tiles else matmul(g, w.T)
-    return dx, matmul(_transposed(x), g)
-
-
-def _transposed(x: Array) -> Array:
-    """Return `x.T`, written out: in two passes over square tiles where there are any.
-
-    As one loop it would take longer than it gains. The barriers keep XLA from folding it into the product.
-    """
-    n, d = x.shape
-    if n % _TILE or d % _TILE:
-        return lax.optimization_barrier(x.T)
-    tiles = x.reshape(n // _TILE, _TILE, d // _TILE, _TILE).transpose(0, 2, 3, 1)
-    return lax.optimization_barrier(lax.optimization_barrier(tiles).transpose(1, 2, 0, 3).reshape(d, n))

@@ -21,9 +21,11 @@ from jnet.formulas.normalization import (
     batchnorm_backward,
     batchnorm_forward,
     normalized,
+    scale_and_shift,
+    scaled,
     through_batchnorm,
 )
-from jnet.formulas.outline import outlined
+from jnet.formulas.outline import by_channel, outlined
 from jnet.formulas.pooling import at_winners, largest, nobody, pool_geometry, to_winners
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require_float, require_rank, require_shape
@@ -214,9 +216,14 @@ def batchnorm_relu_forward(
 
     Returns `(out, mean, var)`, and the cache.
     """
-    (y, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
-    out, _ = relu_forward(y)
+    (_, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
+    out = _scaled_relu(cache.centred, *scale_and_shift(cache, beta))
     return (out, mean, var), BatchnormReluCache(cache, beta)
+
+
+@by_channel
+def _scaled_relu(centred: Array, scale: Array, shift: Array) -> Array:
+    return relu_forward(scaled(centred, scale, shift))[0]
 
 
 @outlined(static=("axis_name",))
@@ -225,8 +232,13 @@ def batchnorm_relu_backward(
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `batchnorm_relu_forward`."""
     dy, dmean, dvar = dout
-    dy = _where_positive(normalized(cache.norm, cache.beta), dy)
+    dy = _where_scaled_positive(cache.norm.centred, *scale_and_shift(cache.norm, cache.beta), dy)
     return batchnorm_backward((dy, dmean, dvar), cache.norm, axis_name=axis_name)
+
+
+@by_channel
+def _where_scaled_positive(centred: Array, scale: Array, shift: Array, dout: Array) -> Array:
+    return _where_positive(scaled(centred, scale, shift), dout)
 
 
 class BatchnormAddReluCache(NamedTuple):
@@ -264,8 +276,12 @@ def batchnorm_add_relu_forward(
 
 @outlined()  # or XLA adds the shortcuts up again, block upon block, wherever the sum is read
 def _normalized_add_relu(cache: BatchnormCache, beta: Array, shortcut: Array) -> Array:
-    y = normalized(cache, beta)
-    return relu_forward(y + shortcut.astype(y.dtype))[0]
+    return _scaled_add_relu(cache.centred, *scale_and_shift(cache, beta), shortcut.astype(cache.centred.dtype))
+
+
+@by_channel
+def _scaled_add_relu(centred: Array, scale: Array, shift: Array, shortcut: Array) -> Array:
+    return relu_forward(scaled(centred, scale, shift) + shortcut)[0]
 
 
 def batchnorm_add_relu_backward(
@@ -397,8 +413,8 @@ def batchnorm_relu_conv2d_forward(
 
     The other arguments are those of `conv2d_forward`. Returns `(out, mean, var)` and the cache.
     """
-    (y, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
-    a, _ = relu_forward(y)
+    (_, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
+    a = _scaled_relu(cache.centred, *scale_and_shift(cache, beta))
     out, (_, _, bias) = conv2d_forward(
         a, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm
     )
@@ -419,7 +435,7 @@ def batchnorm_relu_conv2d_backward(
 ) -> tuple[Array, Array, Array, Array, Array | None]:
     """Return `dx, dgamma, dbeta, dw, db`; derivation in `batchnorm_relu_conv2d_forward`."""
     dy, dmean, dvar = dout
-    a, _ = relu_forward(normalized(cache.norm, cache.beta))
+    a = _scaled_relu(cache.norm.centred, *scale_and_shift(cache.norm, cache.beta))
     da, dw, db = conv2d_backward(
         dy,
         Conv2dCache(a, cache.w, cache.b),
@@ -429,7 +445,7 @@ def batchnorm_relu_conv2d_backward(
         groups=groups,
         algorithm=algorithm,
     )
-    da = _where_positive(a, da)
+    da = by_channel(_where_positive)(a, da)
     return *batchnorm_backward((da, dmean, dvar), cache.norm, axis_name=axis_name), dw, db
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.outline import outlined
+from jnet.formulas.outline import by_channel, outlined
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
@@ -31,6 +31,8 @@ __all__ = [
     "layernorm_backward",
     "layernorm_forward",
     "normalized",
+    "scale_and_shift",
+    "scaled",
     "through_batchnorm",
 ]
 
@@ -104,16 +106,29 @@ def _centre(x: Array, *, axis_name: str | None) -> tuple[Array, Array, Array]:
     wide = widen(x)
     axes, size = _all_but_last(x, axis_name)
     mean = _total(jnp.sum(wide, axis=axes), axis_name) / size
-    centred = wide - _row(mean, x)
+    centred = _less(wide, mean)
     var = _total(jnp.sum(centred * centred, axis=axes), axis_name) / size
     return centred.astype(x.dtype), mean, var
 
 
+@by_channel
+def _less(x: Array, mean: Array) -> Array:
+    return x - mean
+
+
 def normalized(cache: BatchnormCache, beta: Array) -> Array:
     """Return gamma h + beta, the output of `batchnorm`, from what it keeps."""
-    centred, rstd, gamma = cache
-    out = widen(centred) * _row(widen(gamma) * rstd, centred) + _row(widen(beta), centred)
-    return out.astype(centred.dtype)
+    return by_channel(scaled)(cache.centred, *scale_and_shift(cache, beta))
+
+
+def scale_and_shift(cache: BatchnormCache, beta: Array) -> tuple[Array, Array]:
+    """Return what `x - mean` is multiplied with and what is added to it, `(C,)`, float32 or wider."""
+    return widen(cache.gamma) * cache.rstd, widen(beta)
+
+
+def scaled(centred: Array, scale: Array, shift: Array) -> Array:
+    """Return `scale * (x - mean) + shift`, gamma h + beta, in x's dtype."""
+    return (widen(centred) * scale + shift).astype(centred.dtype)
 
 
 @outlined(static=("axis_name",))  # or XLA makes dx again in each of its consumers
@@ -137,8 +152,12 @@ def through_batchnorm(
     scale = widen(cache.gamma) * cache.rstd
     along_h = (2.0 * dvar - scale * cache.rstd * _total(dgamma, axis_name)) / size
     along_1 = (dmean - scale * _total(dbeta, axis_name)) / size
-    dx = _row(scale, dy) * widen(dy) + _row(along_h, dy) * widen(cache.centred) + _row(along_1, dy)
-    return dx.astype(cache.centred.dtype)
+    return _combined(dy, cache.centred, scale, along_h, along_1)
+
+
+@by_channel
+def _combined(dy: Array, centred: Array, scale: Array, along_h: Array, along_1: Array) -> Array:
+    return (scale * widen(dy) + along_h * widen(centred) + along_1).astype(centred.dtype)
 
 
 def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:

@@ -1,13 +1,19 @@
 """A call that XLA leaves whole: the one fence that its fusion does not climb on a CPU."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
 
-__all__ = ["outlined"]
+__all__ = ["by_channel", "outlined"]
+
+FEW = 32  # channels, below which XLA writes out a loop over them entry by entry
+ROW = 512  # entries of the rows that by_channel makes of few channels
 
 
 def outlined(*, static: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -40,3 +46,28 @@ def outlined(*, static: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Ca
         return call
 
     return decorate
+
+
+def by_channel(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Let an elementwise function of activations `(N, ..., C)` and vectors `(C,)` run over long rows.
+
+    The function gets each vector in a shape that spreads over the activations, which all have one shape, and returns an
+    activation.
+
+    Of a loop over 16 channels XLA writes out all turns, and LLVM then reads and writes the pixels in strides, at half
+    the speed or less. So few channels are seen as rows of several pixels, with the vectors repeated. It takes a call of
+    its own: XLA would move the reshapes out of the loop.
+    """
+    in_one = outlined()(function)
+
+    @functools.wraps(function)
+    def call(*args: Array) -> Array:
+        shape = next(v.shape for v in args if v.ndim > 1)
+        pixels, channels = math.prod(shape[:-1]), shape[-1]
+        joined = math.gcd(pixels, ROW // max(channels, 1)) if 0 < channels < FEW else 1
+        if joined == 1 or jax.default_backend() != "cpu":
+            return function(*(v.reshape((1,) * (len(shape) - 1) + v.shape) if v.ndim == 1 else v for v in args))
+        rows = (jnp.tile(v, joined)[None] if v.ndim == 1 else v.reshape(-1, joined * channels) for v in args)
+        return in_one(*rows).reshape(shape)
+
+    return call

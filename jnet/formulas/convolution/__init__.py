@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.convolution import depthwise, im2col, packed, rule, split, subpixel, winograd, xla
+from jnet.formulas.convolution import depthwise, im2col, rule, split, winograd, xla
 from jnet.formulas.outline import outlined
 from jnet.formulas.precision import accumulator
 from jnet.formulas.validate import require, require_float, require_shape
@@ -17,15 +17,13 @@ __all__ = ["ALGORITHMS", "Conv2dCache", "conv2d_backward", "conv2d_forward"]
 # Each module has the three correlations of a convolution, in one form:
 #   forward(x, w, where, groups) -> out    input_gradient(dout, w, where, groups) -> dx
 #   weight_gradient(x, dout, where, groups) -> dw
-# `packed` has the first two only, `subpixel` the second and `split` the last; the rule asks them for no other.
+# `split` has the last only; the rule asks it for no other.
 ALGORITHMS: dict[str, ModuleType] = {
     "im2col": im2col,
     "winograd": winograd,
     "depthwise": depthwise,
     "xla": xla,
-    "packed": packed,
     "split": split,
-    "subpixel": subpixel,
 }
 CHOICES = ("auto", "im2col", "winograd", "xla")  # what a caller may ask for
 

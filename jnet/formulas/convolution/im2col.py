@@ -3,12 +3,10 @@
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas import windows
+from jnet.formulas import onednn, windows
 from jnet.formulas.convolution.parts import sum_of_parts
-from jnet.formulas.precision import accumulator
 from jnet.formulas.windows import Geometry
 
 __all__ = ["forward", "input_gradient", "weight_gradient"]
@@ -23,7 +21,7 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     """Return `X W`, `(N, OH, OW, F)`, in the dtype of the accumulator."""
 
     def product(cols: Array, w: Array) -> Array:
-        return _matmul(_matrix(cols), _filters(w))
+        return onednn.matmul(_matrix(cols), _filters(w))
 
     out = _each_group(product, groups)(windows.im2col(x, where), w)
     return out.reshape(x.shape[0], *where.out, w.shape[-1])
@@ -33,7 +31,7 @@ def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array
     """Return `col2im(G W^T)`, `(N, H, W, C)`, in the dtype of the accumulator."""
 
     def product(dout: Array, w: Array) -> Array:
-        cols = _matmul(_rows(dout), _filters(w).T)
+        cols = onednn.matmul(_rows(dout), _filters(w), transpose_b=True)
         return cols.reshape(*dout.shape[:3], where.window[0] * where.window[1], w.shape[2])
 
     return windows.col2im(_each_group(product, groups)(dout, w), where)
@@ -50,7 +48,9 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
         images = PART_BYTES // (taps * pixels * x.shape[-1] * x.dtype.itemsize) or 1
 
     def product(cols: Array, dout: Array) -> Array:
-        return _matmul(_matrix(cols).T, _rows(dout)).reshape(*where.window, cols.shape[-1], dout.shape[-1])
+        return onednn.matmul(_matrix(cols), _rows(dout), transpose_a=True).reshape(
+            *where.window, cols.shape[-1], dout.shape[-1]
+        )
 
     def part(x: Array, dout: Array) -> Array:
         return _each_group(product, groups)(windows.im2col(x, where), dout)
@@ -72,10 +72,6 @@ def _each_group(product: Callable[[Array, Array], Array], groups: int) -> Callab
         return out.reshape(*out.shape[:-2], groups * out.shape[-1])
 
     return of_all
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=accumulator(a.dtype))
 
 
 def _matrix(cols: Array) -> Array:

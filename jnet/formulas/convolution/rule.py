@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jnet.formulas.convolution import depthwise, packed, split, subpixel, winograd
+from jnet.formulas import onednn
+from jnet.formulas.convolution import depthwise, split, winograd
 from jnet.formulas.windows import Geometry
 
 __all__ = ["choose"]
@@ -29,41 +30,40 @@ def choose(
 
     | where | forward | input gradient | weight gradient |
     |---|---|---|---|
-    | a CPU, a filter for each channel | depthwise | depthwise | depthwise |
+    | a CPU, a filter for each channel | depthwise, by oneDNN xla | depthwise, by oneDNN xla | depthwise |
     | float64 on a CPU, stride above 1 | xla | im2col | im2col |
     | a GPU, float64, few multiplications, groups | xla | xla | xla |
-    | 3x3, stride 1, 32 channels and filters or more | winograd | winograd | winograd |
-    | 1x1 | xla | xla | im2col |
-    | stride 1, 8 to 16 channels, 16 filters or fewer | packed | packed | split |
-    | stride 1, 4 channels or fewer | packed to 32 filters | im2col to 9 taps, packed beyond | xla |
-    | stride above 1, 32 channels or fewer | xla | subpixel | im2col to 9 taps and 16 channels, xla beyond |
+    | 3x3, stride 1, 32 channels and filters or more | winograd from 64 on, else xla | winograd | winograd |
+    | 1x1 | xla | im2col where strided, else xla | im2col |
+    | stride 1, 8 to 16 channels, 16 filters or fewer | xla | xla | split |
+    | stride 1, 4 channels or fewer | xla | im2col to 9 taps, xla beyond | xla |
+    | stride above 1 | xla | im2col | im2col to 9 taps and 16 channels, xla beyond |
     | the rest | xla | xla | xla |
+
+    "xla" is oneDNN's convolution where the compiler can call it (`formulas.onednn`), and the compiler's own elsewhere.
     """
     if algorithm != "auto":
         return algorithm
     if jax.default_backend() != "cpu":
         return "xla"
-    if groups > 1 and depthwise.suits(channels, filters, groups) and where.window[0] * where.window[1] <= MANY_TAPS:
-        return "depthwise"
     forward, weights = direction == "forward", direction == "weight_gradient"
+    if groups > 1 and depthwise.suits(channels, filters, groups) and where.window[0] * where.window[1] <= MANY_TAPS:
+        return "depthwise" if weights or not onednn.available(dtype) else "xla"
     if jnp.dtype(dtype) == jnp.float64:
         # XLA:CPU has no fast float64 correlation with zeros between pixels: it is 4 to 10 times as slow.
         return "im2col" if not forward and max(where.stride) > 1 else "xla"
     pixels, taps = where.out[0] * where.out[1], where.window[0] * where.window[1]
     if groups > 1 or images * pixels * taps * channels * filters < WORTH_IT:
         return "xla"
-    if winograd.suits(where, groups) and min(channels, filters) >= 32 and winograd.use(where) >= 0.5:
+    wide = min(channels, filters) >= (64 if forward else 32)
+    if wide and winograd.suits(where, groups) and winograd.use(where) >= 0.5:
         return "winograd"
-    if taps == 1:
-        return "im2col" if weights else "xla"
-    if packed.suits(where, groups) and split.suits(where, groups) and where.window[1] > 1:
-        if 8 <= channels <= 16 and filters <= 16:
-            return "split" if weights else "packed"
-        if channels <= 4 and (filters <= 32 if forward else not weights):
-            return "packed" if forward or taps > 9 else "im2col"
-    if max(where.stride) > 1 and channels <= 32:
-        if direction == "input_gradient" and subpixel.suits(where, groups):
-            return "subpixel"
-        if weights and taps <= 9 and channels <= 16:
-            return "im2col"
+    if direction == "input_gradient":
+        return "im2col" if max(where.stride) > 1 or (channels <= 4 and taps <= 9) else "xla"
+    if weights and taps == 1:
+        return "im2col"
+    if weights and split.suits(where, groups) and 8 <= channels <= 16 and filters <= 16:
+        return "split"
+    if weights and max(where.stride) > 1 and taps <= 9 and channels <= 16:
+        return "im2col"
     return "xla"

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jnet.formulas import onednn
 from jnet.formulas.convolution.parts import sum_of_parts
-from jnet.formulas.precision import accumulator
 from jnet.formulas.windows import Geometry
 
 __all__ = ["suits", "weight_gradient"]
@@ -47,4 +47,4 @@ def _product(x: Array, dout: Array, where: Geometry) -> Array:
     by_column = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], axis=-1)
     by_row = jnp.concatenate([dout[:, rows - 1 - i :][:, :height] for i in range(rows)], axis=-1)
     flat = [v.reshape(v.shape[0] * v.shape[1] * v.shape[2], v.shape[3]) for v in (by_row, by_column)]
-    return jnp.einsum("pf,pc->fc", *flat, preferred_element_type=accumulator(x.dtype))
+    return onednn.matmul(*flat, transpose_a=True)

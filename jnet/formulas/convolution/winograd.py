@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jnet.formulas import onednn
 from jnet.formulas.convolution.parts import count, groups_of, in_parts
 from jnet.formulas.precision import widen
 from jnet.formulas.windows import Geometry
@@ -220,7 +221,7 @@ def _tiles(x: Array, where: Geometry) -> Array:
 
 def _products(v: Array, u: Array) -> Array:
     """Return `M`, the sums over the channels, `(36, N * TH * TW, F)`."""
-    return jnp.einsum("ktc,kcf->ktf", v, u)
+    return onednn.matmul(v, u)
 
 
 def _outputs(m: Array, n: int, where: Geometry) -> Array:
@@ -243,7 +244,7 @@ def _cotangents(y: Array, where: Geometry) -> Array:
 
 def _met(z: Array, v: Array) -> Array:
     """Return the cotangent of the transformed, turned filters: what met over all tiles, `(36, C, F)`."""
-    return jnp.einsum("ktc,ktf->kcf", z, v)
+    return onednn.matmul(z, v, transpose_a=True)
 
 
 def _fit(x: Array, axis: int, before: int, size: int) -> Array:

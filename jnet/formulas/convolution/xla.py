@@ -1,8 +1,9 @@
-"""Convolution by XLA's own convolution, forward and backward, with both backward correlations written out."""
+"""Convolution by the compiler's own convolution or oneDNN's, with both backward correlations written out."""
 
 import jax
 from jax import Array, lax
 
+from jnet.formulas import onednn
 from jnet.formulas.precision import widen
 from jnet.formulas.windows import Geometry
 
@@ -11,15 +12,7 @@ __all__ = ["forward", "input_gradient", "weight_gradient"]
 
 def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     """Slide the filters over the images, `(N, OH, OW, F)`."""
-    return lax.conv_general_dilated(
-        _accumulating(x),
-        _accumulating(w),
-        window_strides=where.stride,
-        padding=where.padding,
-        rhs_dilation=where.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+    return onednn.convolution(_accumulating(x), _accumulating(w), where, groups)
 
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
@@ -33,6 +26,9 @@ def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array
         spread = (where.out[axis] - 1) * where.stride[axis] + 1
         before = span - 1 - where.padding[axis][0]
         padding.append((before, where.size[axis] + span - 1 - before - spread))
+    if where.stride == (1, 1):
+        back = where._replace(size=where.out, out=where.size, padding=tuple(padding))
+        return forward(dout, w, back, groups)
     return lax.conv_general_dilated(
         _accumulating(dout),
         _accumulating(w),
