@@ -61,10 +61,13 @@ def test_formulas_import_jax_alone(file):
         "functools",
         "itertools",
         "jax",
+        "jaxlib",
         "jnet",
+        "json",
         "math",
         "numpy",
         "operator",
+        "platform",
         "types",
         "typing",
     }

@@ -10,15 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jnet.formulas import onednn
 from jnet.formulas.convolution import (
     conv2d_backward,
     conv2d_forward,
     depthwise,
     im2col,
-    packed,
     rule,
     split,
-    subpixel,
     winograd,
 )
 from jnet.formulas.windows import geometry, pair
@@ -167,7 +166,7 @@ def gradients(module, x, w, dout, where):
     return [
         module.forward(x, w, where, 1),
         module.input_gradient(dout, w, where, 1),
-        *([module.weight_gradient(x, dout, where, 1)] if hasattr(module, "weight_gradient") else []),
+        module.weight_gradient(x, dout, where, 1),
     ]
 
 
@@ -188,18 +187,10 @@ def test_winograd_is_exact_but_for_rounding(size, padding):
 
 @pytest.mark.parametrize("channels", [3, 5])
 @pytest.mark.parametrize(("size", "padding"), SIZES)
-def test_packed_columns_and_split_windows(size, padding, channels):
+def test_split_windows(size, padding, channels):
     window = (3, 3) if channels == 3 else (2, 4)
-    x, w, dout, where, want = same_by(size, window, padding, channels)
-    assert_close(gradients(packed, x, w, dout, where), want[:2], 1e-12)
+    x, _, dout, where, want = same_by(size, window, padding, channels)
     assert_close([split.weight_gradient(x, dout, where, 1)], want[2:], 1e-12)
-
-
-@pytest.mark.parametrize("stride", [1, (2, 3), (4, 2)])
-@pytest.mark.parametrize(("size", "padding"), [*SIZES, ((4, 6), ((0, 4), (3, 5)))])
-def test_pixels_between_strides(size, padding, stride):
-    _, w, dout, where, want = same_by(size, (3, 2), padding, stride=stride)
-    assert_close([subpixel.input_gradient(dout, w, where, 1)], want[1:2], 1e-12)
 
 
 @pytest.mark.parametrize(("size", "padding"), SIZES)
@@ -241,37 +232,44 @@ def test_rounding_of_winograd_is_bounded():
     assert_close(got, oracle(x, w, b, 7), 3e-5)
 
 
-def test_the_rule():
+def test_the_rule(monkeypatch):
     def auto(direction, window, channels, filters, *, images=128, size=32, stride=1, groups=1, dtype=np.float32):
         where = geometry("conv2d", (size, size), window, stride, "SAME")
         return rule.choose(direction, images, where, channels, filters, groups, dtype, "auto")
 
-    directions = ("forward", "input_gradient", "weight_gradient")
-    assert [auto(d, 3, 64, 64) for d in directions] == ["winograd"] * 3
-    assert [auto(d, 3, 64, 64, dtype=np.float64) for d in directions] == ["xla"] * 3
-    assert [auto(d, 3, 64, 64, dtype=np.float64, stride=2) for d in directions] == ["xla", "im2col", "im2col"]
-    assert [auto(d, 3, 64, 64, images=1, size=4) for d in directions] == ["xla"] * 3
-    assert [auto(d, 3, 64, 64, groups=2) for d in directions] == ["xla"] * 3
-    assert [auto(d, 3, 64, 64, groups=64) for d in directions] == ["depthwise"] * 3
-    assert [auto(d, 9, 64, 64, groups=64) for d in directions] == ["xla"] * 3
-    assert [auto(d, 3, 16, 16) for d in directions] == ["packed", "packed", "split"]
-    assert [auto(d, 7, 3, 32) for d in directions] == ["packed", "packed", "xla"]
-    assert [auto(d, 3, 3, 64) for d in directions] == ["xla", "im2col", "xla"]
-    assert [auto(d, 1, 64, 64) for d in directions] == ["xla", "xla", "im2col"]
-    assert [auto(d, 3, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "im2col"]
-    assert [auto(d, 7, 16, 32, stride=2) for d in directions] == ["xla", "subpixel", "xla"]
-    assert [auto(d, 3, 64, 64, stride=2) for d in directions] == ["xla"] * 3
+    def each(*args, **options):
+        return [auto(direction, *args, **options) for direction in ("forward", "input_gradient", "weight_gradient")]
+
+    assert each(3, 64, 64) == ["winograd"] * 3
+    assert each(3, 32, 32) == ["xla", "winograd", "winograd"]
+    assert each(3, 64, 64, dtype=np.float64) == ["xla"] * 3
+    assert each(3, 64, 64, dtype=np.float64, stride=2) == ["xla", "im2col", "im2col"]
+    assert each(3, 64, 64, images=1, size=4) == ["xla"] * 3
+    assert each(3, 64, 64, groups=2) == ["xla"] * 3
+    assert each(3, 64, 64, groups=64)[2] == "depthwise"
+    assert each(3, 64, 64, groups=64, dtype=np.float64) == ["depthwise"] * 3
+    assert each(9, 64, 64, groups=64) == ["xla"] * 3
+    assert each(3, 16, 16) == ["xla", "xla", "split"]
+    assert each(7, 3, 32) == ["xla"] * 3
+    assert each(3, 3, 64) == ["xla", "im2col", "xla"]
+    assert each(1, 64, 64) == ["xla", "xla", "im2col"]
+    assert each(1, 16, 32, stride=2, images=2) == ["xla", "im2col", "im2col"]
+    assert each(3, 16, 32, stride=2) == ["xla", "im2col", "im2col"]
+    assert each(7, 16, 32, stride=2) == ["xla", "im2col", "xla"]
+    assert each(3, 64, 64, stride=2) == ["xla", "im2col", "xla"]
+    monkeypatch.setattr(onednn, "TESTED", ())
+    assert each(3, 64, 64, groups=64) == ["depthwise"] * 3
 
 
-@pytest.mark.parametrize(("filters", "algorithm"), [(16, "packed"), (32, "winograd")])
+@pytest.mark.parametrize(("filters", "algorithm"), [(16, "split"), (32, "winograd")])
 def test_auto_where_it_takes_the_fast_paths(filters, algorithm):
     x, w = normal(8, (64, 20, 20, filters), (3, 3, filters, filters), dtype=np.float32)
     where = geometry("conv2d", x.shape[1:3], 3, 1, "SAME")
-    assert rule.choose("forward", len(x), where, filters, filters, 1, x.dtype, "auto") == algorithm
+    assert rule.choose("weight_gradient", len(x), where, filters, filters, 1, x.dtype, "auto") == algorithm
     assert_close(run(x, w, None, 9), oracle(x, w, None, 9), 2e-5)
 
 
-def test_auto_where_it_takes_subpixels():
+def test_auto_where_it_strides():
     x, w = normal(8, (128, 33, 32, 16), (3, 3, 16, 32), dtype=np.float32)
     assert_close(run(x, w, None, 9, stride=2), oracle(x, w, None, 9, stride=2), 2e-5)
 

@@ -116,7 +116,7 @@ def _primitive(target: str, plain: Callable[..., Array], config: Callable[..., d
         return call(ctx, *operands)
 
     def jvp(primals: Any, tangents: Any, **static: Any) -> Any:
-        return jax.jvp(functools.partial(plain, **static), primals, [ad.instantiate_zeros(t) for t in tangents])
+        return jax.jvp(functools.partial(plain, **static), primals, tuple(map(ad.instantiate_zeros, tangents)))
 
     def batch(operands: Any, axes: Any, **static: Any) -> Any:
         return jax.vmap(functools.partial(plain, **static), axes)(*operands), 0

@@ -32,9 +32,10 @@ def choose(
     |---|---|---|---|
     | a CPU, a filter for each channel | depthwise, by oneDNN xla | depthwise, by oneDNN xla | depthwise |
     | float64 on a CPU, stride above 1 | xla | im2col | im2col |
-    | a GPU, float64, few multiplications, groups | xla | xla | xla |
-    | 3x3, stride 1, 32 channels and filters or more | winograd from 64 on, else xla | winograd | winograd |
+    | a GPU, float64 | xla | xla | xla |
     | 1x1 | xla | im2col where strided, else xla | im2col |
+    | few multiplications, groups | xla | xla | xla |
+    | 3x3, stride 1, 32 channels and filters or more | winograd from 64 on, else xla | winograd | winograd |
     | stride 1, 8 to 16 channels, 16 filters or fewer | xla | xla | split |
     | stride 1, 4 channels or fewer | xla | im2col to 9 taps, xla beyond | xla |
     | stride above 1 | xla | im2col | im2col to 9 taps and 16 channels, xla beyond |
@@ -53,6 +54,8 @@ def choose(
         # XLA:CPU has no fast float64 correlation with zeros between pixels: it is 4 to 10 times as slow.
         return "im2col" if not forward and max(where.stride) > 1 else "xla"
     pixels, taps = where.out[0] * where.out[1], where.window[0] * where.window[1]
+    if taps == groups == 1 and (weights or (max(where.stride) > 1 and not forward)):
+        return "im2col"
     if groups > 1 or images * pixels * taps * channels * filters < WORTH_IT:
         return "xla"
     wide = min(channels, filters) >= (64 if forward else 32)
@@ -60,8 +63,6 @@ def choose(
         return "winograd"
     if direction == "input_gradient":
         return "im2col" if max(where.stride) > 1 or (channels <= 4 and taps <= 9) else "xla"
-    if weights and taps == 1:
-        return "im2col"
     if weights and split.suits(where, groups) and 8 <= channels <= 16 and filters <= 16:
         return "split"
     if weights and max(where.stride) > 1 and taps <= 9 and channels <= 16:
