@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax, typeof
 
+from jnet.formulas import onednn
 from jnet.formulas.activation import sigmoid_forward
 from jnet.formulas.affine import AffineCache, affine_backward, affine_forward
 from jnet.formulas.loss import class_index, softmax_rows_backward, softmax_rows_forward
@@ -133,7 +134,7 @@ def rnn_backward(dout: Array, cache: RnnCache) -> tuple[Array, Array, Array, Arr
     def step(dh, now):
         dout, out = now
         da = _through_tanh(widen(dout) + dh, out)
-        return _product(da, wh.T, da.dtype), da
+        return _product(da, wh, da.dtype, transpose_b=True), da
 
     last = _vary(jnp.zeros(h0.shape, accumulator(x.dtype)), dout, out, wh)
     dh0, da = lax.scan(step, last, (_swap(dout), _swap(out)), reverse=True)
@@ -265,7 +266,7 @@ def lstm_backward(dout: tuple[Array, Array], cache: LstmCache) -> tuple[Array, A
         dh, dc = carry
         dout, gates, c, next_c = now
         da, dc = _lstm_cell_backward(widen(dout) + dh, dc, gates, c, next_c)
-        return (_product(da, wh.T, da.dtype), dc), da
+        return (_product(da, wh, da.dtype, transpose_b=True), dc), da
 
     dh = _vary(jnp.zeros(h0.shape, accumulator(x.dtype)), *dout, gates, cells, previous, wh)
     steps = tuple(map(_swap, (dout[0], gates, previous, cells)))
@@ -406,14 +407,14 @@ def _check_cell(op: str, x: Array, states: dict[str, Array], wx: Array, wh: Arra
         require_shape(op, name, state, (x.shape[0], width), f"x {x.shape} and wh {wh.shape}")
 
 
-def _product(x: Array, w: Array, dtype: jnp.dtype) -> Array:
-    """Matrix product of factors in `dtype`, in the dtype of its accumulator."""
-    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=accumulator(dtype))
+def _product(a: Array, b: Array, dtype: jnp.dtype, **transposed: bool) -> Array:
+    """Matrix product of factors in `dtype`, in the dtype of its accumulator; `transposed` as in `onednn.matmul`."""
+    return onednn.matmul(a.astype(dtype), b.astype(dtype), **transposed)
 
 
 def _inputs(x: Array, wx: Array, b: Array) -> Array:
     """What the inputs `(..., D)` add to the cells' arguments, at all steps at once: `x wx + b`."""
-    out = _product(x, wx, x.dtype)
+    out = _product(_rows(x), wx, x.dtype).reshape(*x.shape[:-1], wx.shape[1])
     return out + jnp.broadcast_to(b.astype(out.dtype), out.shape)
 
 
@@ -442,8 +443,8 @@ def _lstm_cell_backward(dh: Array, dc: Array, gates: Array, c: Array, next_c: Ar
 
 def _affine_cotangents(da: Array, x: Array, h: Array, wx: Array, wh: Array) -> tuple[Array, Array, Array, Array, Array]:
     """Cotangents of `x, h, wx, wh, b` from that of `x wx + h wh + b`, all with N rows."""
-    dwx, dwh = (_product(factor.T, da, da.dtype) for factor in (x, h))
-    dx, dh = (_product(da, w.T, da.dtype) for w in (wx, wh))
+    dwx, dwh = (_product(factor, da, da.dtype, transpose_a=True) for factor in (x, h))
+    dx, dh = (_product(da, w, da.dtype, transpose_b=True) for w in (wx, wh))
     return dx, dh, dwx, dwh, jnp.sum(da, axis=0)
 
 
@@ -451,8 +452,9 @@ def _sequence_cotangents(da: Array, x: Array, h0: Array, out: Array, wx: Array) 
     """Cotangents of `x, wx, wh, b` from that of all steps' `x_t wx + h_(t-1) wh + b`, `(N, T, ...)`: large products."""
     rows = _rows(da)
     previous = _shift(h0.astype(out.dtype), out)
-    dwx, dwh = (_product(_rows(factor).T, rows, da.dtype) for factor in (x, previous))
-    return _product(da, wx.T, da.dtype), dwx, dwh, jnp.sum(rows, axis=0)
+    dwx, dwh = (_product(_rows(factor), rows, da.dtype, transpose_a=True) for factor in (x, previous))
+    dx = _product(rows, wx, da.dtype, transpose_b=True).reshape(x.shape)
+    return dx, dwx, dwh, jnp.sum(rows, axis=0)
 
 
 def _rows(x: Array) -> Array:
