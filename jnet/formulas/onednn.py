@@ -34,11 +34,11 @@ TESTED = ("0.10.2",)  # versions of jaxlib
 
 
 def available(dtype: DTypeLike) -> bool:
-    """Return whether oneDNN is to be had: for float32, on one x86 CPU, in a version that was tested.
+    """Return whether oneDNN is to be had: for float32, on one x86 CPU under Linux, in a version that was tested.
 
     (Several devices would each compute the whole of it, since XLA cannot see into the call to share it out.)
     """
-    here = platform.machine() in ("x86_64", "AMD64") and jaxlib_version in TESTED
+    here = (platform.system(), platform.machine()) == ("Linux", "x86_64") and jaxlib_version in TESTED
     return here and jax.default_backend() == "cpu" and jax.device_count() == 1 and jnp.dtype(dtype) == jnp.float32
 
 
