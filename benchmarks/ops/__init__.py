@@ -113,7 +113,8 @@ def measure(
                     rows[side]["rounding"] = worker.call("error", op, index, side)
             except WorkerError as error:
                 rows[side]["error"] = str(error)
-        for round_, side in itertools.product(range(rounds), rows):
+        for round_, turn in itertools.product(range(rounds), range(len(rows))):
+            side = list(rows)[(round_ + turn) % len(rows)]  # nobody always comes after the same neighbour
             if not rows[side].get("error") and (round_ == 0 or min(times[side]) < PATIENCE):
                 times[side] += workers[side].call("run", side, seconds)
         for side, row in rows.items():

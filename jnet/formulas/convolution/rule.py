@@ -35,7 +35,8 @@ def choose(
     | a GPU, float64 | xla | xla | xla |
     | 1x1 | xla | im2col where strided, else xla | im2col |
     | few multiplications, groups | xla | xla | xla |
-    | 3x3, stride 1, 32 channels and filters or more | winograd from 64 on, else xla | winograd | winograd |
+    | 3x3, stride 1, 64 channels and filters or more, one of them 128 or more | winograd | winograd | winograd |
+    | 3x3, stride 1, 32 channels and filters or more | xla | winograd | winograd |
     | stride 1, 8 to 16 channels, 16 filters or fewer | xla | xla | split |
     | stride 1, 4 channels or fewer | xla | im2col to 9 taps, xla beyond | xla |
     | stride above 1 | xla | im2col | im2col to 9 taps and 16 channels, xla beyond |
@@ -58,8 +59,9 @@ def choose(
         return "im2col"
     if groups > 1 or images * pixels * taps * channels * filters < WORTH_IT:
         return "xla"
-    wide = min(channels, filters) >= (64 if forward else 32)
-    if wide and winograd.suits(where, groups) and winograd.use(where) >= 0.5:
+    narrow, wide = sorted((channels, filters))
+    many = narrow >= 64 and wide >= 128 if forward else narrow >= 32
+    if many and winograd.suits(where, groups) and winograd.use(where) >= 0.5:
         return "winograd"
     if direction == "input_gradient":
         return "im2col" if max(where.stride) > 1 or (channels <= 4 and taps <= 9) else "xla"
