@@ -151,3 +151,21 @@ def test_many_at_once_in_a_loop():
     first = powers(a, b)
     for _ in range(20):
         np.testing.assert_array_equal(powers(a, b), first)
+
+
+@pytest.mark.parametrize("varying", ["a", "b"])
+def test_shard_map_on_one_device(varying):
+    """The result varies where either operand does."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec, whole = jax.P("d"), jax.P()
+    a, b = normal(7, (4, 5), (5, 6))
+    specs = (spec, whole) if varying == "a" else (whole, spec)
+    product = jax.shard_map(onednn.matmul, mesh=mesh, in_specs=specs, out_specs=spec)
+    assert_close(jax.jit(product)(a, b), product64(a, b, False, False))
+
+
+def test_a_wide_product_is_left_to_xla_unless_an_operand_is_transposed():
+    a, b = normal(8, (4, 5), (5, onednn.WIDE))
+    assert not uses_onednn(onednn.matmul, a, b)
+    assert uses_onednn(partial(onednn.matmul, transpose_b=True), a, b.T)
+    assert_close(onednn.matmul(a, b), product64(a, b, False, False))

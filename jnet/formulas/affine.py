@@ -13,8 +13,6 @@ from jnet.formulas.validate import require_float, require_rank, require_shape
 
 __all__ = ["AffineCache", "affine_backward", "affine_forward"]
 
-MANY = 256  # outputs, from which on XLA's own product is faster than oneDNN's where no operand is transposed
-
 
 class AffineCache(NamedTuple):
     """What the backward pass of `affine` needs: its inputs."""
@@ -53,12 +51,8 @@ def affine_forward(x: Array, w: Array, b: Array) -> tuple[Array, AffineCache]:
     require_rank("affine", "w", w, 2, "(D, M)")
     require_shape("affine", "w", w, (d, w.shape[-1]), f"x {x.shape}")
     require_shape("affine", "b", b, (w.shape[1],), f"w {w.shape}")
-    flat, narrow, wide = x.reshape(n, d), w.astype(x.dtype), accumulator(x.dtype)
-    if w.shape[1] < MANY:
-        out = onednn.matmul(flat, narrow)
-    else:
-        out = jnp.matmul(flat, narrow, preferred_element_type=wide)
-    return (out + b.astype(wide)[None, :]).astype(x.dtype), AffineCache(x, w)
+    out = onednn.matmul(x.reshape(n, d), w.astype(x.dtype)) + b.astype(accumulator(x.dtype))[None, :]
+    return out.astype(x.dtype), AffineCache(x, w)
 
 
 @outlined()  # or XLA copies w for dx, since it cannot tell that the update of w comes later

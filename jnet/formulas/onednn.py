@@ -31,6 +31,7 @@ from jnet.formulas.windows import Geometry
 __all__ = ["available", "convolution", "matmul"]
 
 TESTED = ("0.10.2",)  # versions of jaxlib
+WIDE = 256  # columns of a single product, from which on XLA's own is faster where no operand is transposed
 
 
 def available(dtype: DTypeLike) -> bool:
@@ -47,7 +48,8 @@ def matmul(a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool =
 
     With `transpose_a` it is `a: (..., K, M)`, with `transpose_b` `b: (..., N, K)`; there is no broadcasting.
     """
-    product = _matmul.bind if _suits(a, b) else _plain_matmul
+    slower = a.ndim == 2 and b.shape[-1] >= WIDE and not (transpose_a or transpose_b)
+    product = _matmul.bind if _suits(a, b) and not slower else _plain_matmul
     return product(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
 
@@ -61,7 +63,9 @@ def convolution(x: Array, w: Array, where: Geometry, groups: int) -> Array:
 
 
 def _suits(a: Array, b: Array) -> bool:
-    return available(a.dtype) and a.dtype == b.dtype and min(a.size, b.size) > 0
+    """Return whether oneDNN may have these: not empty, and inside `shard_map` both varying on the same axes."""
+    alike = a.dtype == b.dtype and jax.typeof(a).manual_axis_type == jax.typeof(b).manual_axis_type
+    return available(a.dtype) and alike and min(a.size, b.size) > 0
 
 
 def _plain_matmul(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:

@@ -33,7 +33,7 @@ def choose(
     | a CPU, a filter for each channel | depthwise, by oneDNN xla | depthwise, by oneDNN xla | depthwise |
     | float64 on a CPU, stride above 1 | xla | im2col | im2col |
     | a GPU, float64 | xla | xla | xla |
-    | 1x1 | xla | im2col where strided, else xla | im2col |
+    | 1x1, no groups | xla | im2col where strided, else xla | im2col |
     | few multiplications, groups | xla | xla | xla |
     | 3x3, stride 1, 64 channels and filters or more, one of them 128 or more | winograd | winograd | winograd |
     | 3x3, stride 1, 32 channels and filters or more | xla | winograd | winograd |
