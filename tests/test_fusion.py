@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jnet import layers, reference
+from jnet.formulas.outline import ROW, by_channel
 
 KEY = jax.random.key(0)
 
@@ -114,3 +115,24 @@ def test_a_padded_pool_is_not_swallowed():
     jaxpr = str(jax.make_jaxpr(lambda x: model.apply(params, state, x, train=True)[0])(jnp.zeros((2, *SHAPE))))
     assert "bias_relu" in jaxpr
     assert "bias_relu_max_pool2d" not in jaxpr
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 16), (7, 3), (3, 5, 7, 2), (0, 4, 4, 8), (4, 4, 1), (5, 40)], ids=str)
+def test_long_rows_change_no_result(shape):
+    """Elementwise over activations and vectors a channel: every vector meets its own channel, in any order of them."""
+
+    def function(vector, x, y, other):
+        return x * vector - y * other
+
+    rng = np.random.default_rng(0)  # whole numbers, so that no rounding excuses a difference
+    x, y = (jnp.asarray(rng.integers(-99, 99, shape), float) for _ in range(2))
+    vector, other = (jnp.asarray(rng.integers(-99, 99, shape[-1]), float) for _ in range(2))
+    row = (1,) * (len(shape) - 1) + shape[-1:]
+    want = function(vector.reshape(row), x, y, other.reshape(row))
+    np.testing.assert_array_equal(jax.jit(by_channel(function))(vector, x, y, other), want)
+
+
+def test_few_channels_run_in_long_rows():
+    x, scale = jnp.ones((8, 8, 8, 16)), jnp.ones(16)
+    compiled = jax.jit(by_channel(lambda x, scale: x * scale)).lower(x, scale).compile()
+    assert f"f64[{x.size // ROW},{ROW}]" in str(compiled.as_text())
