@@ -117,7 +117,9 @@ def test_a_padded_pool_is_not_swallowed():
     assert "bias_relu_max_pool2d" not in jaxpr
 
 
-@pytest.mark.parametrize("shape", [(6, 5, 4, 16), (7, 3), (3, 5, 7, 2), (0, 4, 4, 8), (4, 4, 1), (5, 40)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(6, 5, 4, 16), (7, 3), (10, 3), (2, 4, 6, 24), (3, 5, 7, 2), (0, 4, 4, 8), (4, 4, 1), (5, 40)], ids=str
+)
 def test_long_rows_change_no_result(shape):
     """Elementwise over activations and vectors a channel: every vector meets its own channel, in any order of them."""
 
