@@ -20,7 +20,7 @@ export JAX_PLATFORMS=cuda,cpu
 export XLA_PYTHON_CLIENT_PREALLOCATE=false # every contender has a process of its own, all on one GPU
 
 # The tests' tolerances are those of full float32 products; TF32 has 10 bits.
-JAX_DEFAULT_MATMUL_PRECISION=highest "$python" -m pytest -q -n 0 tests/test_contracts.py
+JAX_DEFAULT_MATMUL_PRECISION=highest XLA_FLAGS='' "$python" -m pytest -q -n auto -p no:benchmark tests/test_contracts.py
 
 for precision in float32 tf32 bfloat16; do
   "$python" -m benchmarks ops --precision "$precision" --allocator default --options default --rounding --save

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import platform
 import subprocess
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ from jnet.__main__ import ALLOCATOR
 # XLA and torch allocate a step's temporaries anew at each call, so what `jnet train` tells glibc's malloc helps them
 # all, and in the tuned regime all of them get it.
 ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": ALLOCATOR}
+STARTING = threading.Lock()  # a process starts with the environment of its parent, which is one for all threads
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "equinox", "torch")
 
 
@@ -69,7 +71,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, factory, args), daemon=True)
-        with _environment(env or {}):
+        with STARTING, _environment(env or {}):
             self._process.start()
         theirs.close()
         self._receive()
@@ -140,11 +142,16 @@ def setting() -> dict[str, str]:
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "device": device_name(),
-        "cores": str(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else str(os.cpu_count()),
+        "cores": str(cores()),
         "python": platform.python_version(),
         "versions": versions,
         "commit": _commit(),
     }
+
+
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def device_name() -> str:

@@ -14,7 +14,7 @@ def load(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        return [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
 def save(path: Path, rows: Sequence[Row], group: Sequence[str]) -> None:
@@ -37,9 +37,11 @@ def _key(row: Mapping[str, Any], group: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(row.get(name)) for name in group)
 
 
-def _value(cell: str) -> Any:
+def _value(column: str, cell: str) -> Any:
     if cell == "":
         return None
+    if column == "commit":  # 61234e567 is one too
+        return cell
     try:
         return float(cell)
     except ValueError:

@@ -5,13 +5,14 @@ python -m benchmarks steps --workload vgg --contenders jnet torch:channels_last 
 
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from rich.table import Table
 
 from benchmarks import results
 from benchmarks.contenders import SCANS, STEPS, build, parse
-from benchmarks.measure import ALLOCATORS, Worker, WorkerError, setting, summarise
+from benchmarks.measure import ALLOCATORS, Worker, WorkerError, cores, setting, summarise
 from benchmarks.tables import grid, number, show
 from benchmarks.workloads import WORKLOADS, Workload, checked
 
@@ -70,12 +71,16 @@ def race(
     workers: dict[str, Worker] = {}
     rows: dict[str, Row] = {name: {"contender": name} for name in names}
     times: dict[str, list[float]] = {name: [] for name in names}
-    for name in names:
+
+    def start(name: str) -> None:
         try:
             workers[name] = Worker(build, name, workload, precision, env=ALLOCATORS[allocator])
             rows[name] |= workers[name].call("describe", checked(workload))
         except WorkerError as error:
             rows[name]["error"] = str(error)
+
+    with ThreadPoolExecutor(max(1, cores() // 2)) as pool:  # compiling keeps two cores busy
+        list(pool.map(start, names))
     for round_ in range(rounds):
         for name in _healthy(rows):
             if round_ == 0 or max(times[name]) < PATIENCE:

@@ -36,7 +36,7 @@ class JaxSide:
         """What the machine can do now: GF/s of a large matrix product, GB/s (read and written) of a large copy."""
         rng = np.random.default_rng(0)
         a = jnp.asarray(rng.standard_normal((2048, 2048)), self._dtype)
-        product = jax.jit(jnp.matmul)
+        product = jax.jit(jnp.matmul).lower(a, a).compile()
         gemm = min(repeat(lambda: jax.block_until_ready(product(a, a)), 1.0))
         negate = jax.jit(lambda x, into: -x, donate_argnums=1, keep_unused=True)  # no fresh pages: only the copy
         x, into = jnp.zeros(2**25, jnp.float32), jnp.ones(2**25, jnp.float32)

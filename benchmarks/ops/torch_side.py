@@ -175,6 +175,7 @@ class TorchSide:
             if self._device.type == "cuda":
                 torch.cuda.synchronize()
 
+        call()  # on a GPU it tries its algorithms at the first call
         self._call = call
         if mode != "forward":
             return {"out": None}

@@ -121,9 +121,10 @@ def softmax_tail():
     logits[:, 0] = leads
     exact = -9 * np.exp(-leads) / (1 + 9 * np.exp(-leads))
     naive = np.asarray(jax.nn.softmax(jnp.asarray(logits))[:, 0] - 1, float)
-    _, peak, log_sum = loss.softmax_rows_forward("figure", jnp.asarray(logits), jnp.zeros(len(leads), jnp.int32))
-    by_loss = loss.softmax_rows_backward(jnp.asarray(logits), jnp.zeros(len(leads), jnp.int32), peak, log_sum)[:, 0]
-    for name, values, colour in (("p - 1", naive, RED), ("expm1(-loss)", by_loss, BLUE)):
+    scores, labels = jnp.asarray(logits), jnp.zeros(len(leads), jnp.int32)
+    _, peak, rest = loss.softmax_rows_forward("figure", scores, labels)
+    by_others = loss.softmax_rows_backward(jnp.ones(()), scores, labels, peak, rest)[:, 0]
+    for name, values, colour in (("p - 1", naive, RED), ("minus the others", by_others, BLUE)):
         error = np.maximum(np.abs(np.asarray(values, float) / exact - 1), 1e-9)
         axes.semilogy(leads, error, color=colour, label=name)
     axes.set(xlabel="lead of the label's logit", ylabel="relative error, float32", ylim=(1e-9, 10))

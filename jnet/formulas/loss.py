@@ -24,7 +24,7 @@ class SoftmaxCrossEntropyCache(NamedTuple):
     logits: Array  # (N, C), their own dtype
     labels: Array  # (N,), integers
     peak: Array  # (N, 1), the row's largest logit, float32 or wider
-    log_sum: Array  # (N, 1), log of the row's sum of exp(logit - peak), float32 or wider
+    rest: Array  # (N, 1), the sum of exp(logit - peak) over all classes but the label's, float32 or wider
 
 
 def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, SoftmaxCrossEntropyCache]:
@@ -45,11 +45,11 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
 
     $$ \frac{\partial \ell}{\partial s_j} = p_j - [j = y], \qquad \bar s_{nj} = \frac{g}{N}\,(p_{nj} - [j = y_n]). $$
 
-    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. As $p_y = e^{-\ell}$ it is $\mathrm{expm1}(-\ell)$,
-    which keeps every digit.
+    Where $p_y \approx 1$ the label's entry $p_y - 1$ cancels. As the $p_j$ add up to 1 it is $-\sum_{j \ne y} p_j$,
+    which keeps every digit; the forward pass has that sum, but for the factor.
 
-    **Kept:** the logits, an alias of the caller's array, with two numbers a row; the probabilities are one
-    exponential to rebuild.
+    **Kept:** the logits, an alias of the caller's array, with two numbers a row, $m$ and $\sum_{j \ne y} e^{s_j - m}$;
+    the probabilities are one exponential to rebuild.
 
     A label outside [0, C) makes the loss, and its own row of the gradient, NaN. An empty batch has loss NaN.
 
@@ -57,34 +57,35 @@ def softmax_cross_entropy_forward(logits: Array, labels: Array) -> tuple[Array, 
 
     `labels: (N,)`, any integer dtype. Returns a scalar, float32 or wider, and the cache.
     """
-    losses, peak, log_sum = softmax_rows_forward("softmax_cross_entropy", logits, labels)
-    return jnp.sum(losses) / len(losses), SoftmaxCrossEntropyCache(logits, labels, peak, log_sum)
+    losses, peak, rest = softmax_rows_forward("softmax_cross_entropy", logits, labels)
+    return jnp.sum(losses) / len(losses), SoftmaxCrossEntropyCache(logits, labels, peak, rest)
 
 
 def softmax_cross_entropy_backward(dout: Array, cache: SoftmaxCrossEntropyCache) -> Array:
     """Return `dlogits: (N, C)` from the scalar `dout`; derivation in `softmax_cross_entropy_forward`."""
-    logits, labels, peak, log_sum = cache
-    return softmax_rows_backward(dout / max(len(labels), 1), logits, labels, peak, log_sum)
+    logits, labels, peak, rest = cache
+    return softmax_rows_backward(dout / max(len(labels), 1), logits, labels, peak, rest)
 
 
 def softmax_rows_forward(op: str, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Return each row's loss `(N,)`, and its `peak` and `log_sum`, `(N, 1)`: what means over rows or steps share."""
+    """Return each row's loss `(N,)`, and its `peak` and `rest`, `(N, 1)`: what means over rows or steps share."""
     index, inside, scores = _prepare(op, "logits", logits, labels)
     peak = lax.stop_gradient(jnp.max(scores, axis=1, keepdims=True))  # the result does not depend on it
     peak = jnp.where(peak == -jnp.inf, 0.0, peak)  # a row masked throughout: -inf - -inf would be NaN
-    own = _pick(scores, index)
-    beyond = jnp.sum(_exp_of_others(scores - peak, index), axis=1, keepdims=True) + jnp.expm1(own - peak)
-    log_sum = jnp.log1p(jnp.where(beyond >= 0, beyond, 0.0))  # below 0 in a row masked throughout only
-    return jnp.where(inside, (peak - own + log_sum)[:, 0], jnp.nan), peak, log_sum
+    own = _pick(scores, index) - peak
+    rest = jnp.sum(_exp_of_others(scores - peak, index), axis=1, keepdims=True)
+    beyond = jnp.maximum(rest + jnp.expm1(own), 0.0)  # below 0 in a row masked throughout only
+    return jnp.where(inside, (jnp.log1p(beyond) - own)[:, 0], jnp.nan), peak, rest
 
 
-def softmax_rows_backward(dloss: Array, logits: Array, labels: Array, peak: Array, log_sum: Array) -> Array:
+def softmax_rows_backward(dloss: Array, logits: Array, labels: Array, peak: Array, rest: Array) -> Array:
     """Return `dlogits`, `(N, C)`, float32 or wider, where the loss of each row has the cotangent `dloss`, a scalar."""
     index, inside = class_index(labels, logits.shape[1])
     scores, scale = widen(logits), jnp.where(inside, dloss, jnp.nan)[:, None]
-    own = jnp.expm1((_pick(scores, index) - peak) - log_sum)  # peak + log_sum would round a small log_sum away
+    total = rest + jnp.exp(_pick(scores, index) - peak)
+    scale = scale / jnp.where(total > 0, total, 1.0)  # 0 in a row masked throughout
     others = _exp_of_others(scores - peak, index)  # the array of the forward pass, where XLA sees both
-    return jnp.where(_is_class(index, scores), scale * own, others * (jnp.exp(-log_sum) * scale))
+    return jnp.where(_is_class(index, scores), -rest * scale, others * scale)
 
 
 class SvmLossCache(NamedTuple):

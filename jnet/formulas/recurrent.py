@@ -351,7 +351,7 @@ class TemporalSoftmaxLossCache(NamedTuple):
     labels: Array  # (N, T), integers
     mask: Array  # (N, T), bool
     peak: Array  # (NT, 1), float32 or wider, as in softmax_cross_entropy
-    log_sum: Array  # (NT, 1), float32 or wider
+    rest: Array  # (NT, 1), float32 or wider
 
 
 def temporal_softmax_loss_forward(logits: Array, labels: Array, mask: Array) -> tuple[Array, TemporalSoftmaxLossCache]:
@@ -382,15 +382,15 @@ def temporal_softmax_loss_forward(logits: Array, labels: Array, mask: Array) -> 
     require_shape(op, "labels", labels, logits.shape[:2], f"logits {logits.shape}")
     require_shape(op, "mask", mask, logits.shape[:2], f"logits {logits.shape}")
     require(mask.dtype == bool, f"{op}: mask has dtype {mask.dtype}; it must be bool")
-    losses, peak, log_sum = softmax_rows_forward(op, _rows(logits), labels.reshape(-1))
+    losses, peak, rest = softmax_rows_forward(op, _rows(logits), labels.reshape(-1))
     loss = jnp.sum(jnp.where(mask.reshape(-1), losses, 0.0)) / len(logits)
-    return loss, TemporalSoftmaxLossCache(logits, labels, mask, peak, log_sum)
+    return loss, TemporalSoftmaxLossCache(logits, labels, mask, peak, rest)
 
 
 def temporal_softmax_loss_backward(dout: Array, cache: TemporalSoftmaxLossCache) -> Array:
     """Return `dlogits: (N, T, V)` from the scalar `dout`; derivation in `temporal_softmax_loss_forward`."""
-    logits, labels, mask, peak, log_sum = cache
-    dlogits = softmax_rows_backward(dout / max(len(logits), 1), _rows(logits), labels.reshape(-1), peak, log_sum)
+    logits, labels, mask, peak, rest = cache
+    dlogits = softmax_rows_backward(dout / max(len(logits), 1), _rows(logits), labels.reshape(-1), peak, rest)
     return jnp.where(mask[..., None], dlogits.reshape(logits.shape), 0.0)
 
 
