@@ -22,6 +22,7 @@ from jnet.__main__ import ALLOCATOR
 # XLA and torch allocate a step's temporaries anew at each call, so what `jnet train` tells glibc's malloc helps them
 # all, and in the tuned regime all of them get it.
 ALLOCATORS: dict[str, dict[str, str]] = {"default": {}, "tuned": ALLOCATOR}
+REST = 0.02  # seconds
 STARTING = threading.Lock()  # a process starts with the environment of its parent, which is one for all threads
 PACKAGES = ("jax", "jaxlib", "numpy", "flax", "optax", "equinox", "torch")
 
@@ -45,8 +46,10 @@ def summarise(seconds: list[float]) -> Timing:
 def repeat(call: Callable[[], Any], seconds: float, most: int = 1000) -> list[float]:
     """Time `call`, which returns when its work is done, over and over for about `seconds`.
 
-    The first call finds cold caches and does not count, unless it already takes all the time there is.
+    The first call finds cold caches and does not count, unless it already takes all the time there is. PyTorch's
+    threads go on spinning for 10 ms after their work, in the way of whoever comes next, so each turn starts with a rest.
     """
+    time.sleep(REST)
     times: list[float] = []
     end = time.perf_counter() + seconds
     while not times or (len(times) <= most and time.perf_counter() < end):

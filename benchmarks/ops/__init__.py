@@ -96,9 +96,11 @@ def measure(
     rounds: int,
     seconds: float,
 ) -> Iterable[Row]:
-    """The rows of one case: a row a mode and side."""
+    """The rows of one case: a row a mode and side. Sides whose compiled programs are the same are timed as one."""
     for mode in modes:
         rows: dict[str, Row] = {}
+        programs: dict[str, str] = {}  # which side runs it
+        runs: dict[str, str] = {}
         times: dict[str, list[float]] = {side: [] for side in workers}
         outputs: dict[str, Any] = {}
         for side, worker in workers.items():
@@ -107,19 +109,21 @@ def measure(
             rows[side] = {"op": op, "case": label, "mode": mode, "side": side}
             try:
                 info = worker.call("prepare", op, index, mode, side)
-                outputs[side] = info.pop("out")
+                outputs[side], program = info.pop("out"), info.pop("program", side)
+                runs[side] = programs.setdefault(program, side)
                 rows[side] |= info
                 if rounding and mode == "both" and side != "torch":
                     rows[side]["rounding"] = worker.call("error", op, index, side)
             except WorkerError as error:
                 rows[side]["error"] = str(error)
-        for round_, turn in itertools.product(range(rounds), range(len(rows))):
-            side = list(rows)[(round_ + turn) % len(rows)]  # nobody always comes after the same neighbour
-            if not rows[side].get("error") and (round_ == 0 or min(times[side]) < PATIENCE):
+        racers = [side for side, row in rows.items() if not row.get("error") and runs[side] == side]
+        for round_, turn in itertools.product(range(rounds), range(len(racers))):
+            side = racers[(round_ + turn) % len(racers)]  # nobody always comes after the same neighbour
+            if round_ == 0 or min(times[side]) < PATIENCE:
                 times[side] += workers[side].call("run", side, seconds)
         for side, row in rows.items():
-            if times[side]:
-                timing = summarise(times[side])
+            if not row.get("error"):
+                timing = summarise(times[runs[side]])
                 row |= {"p20_ms": 1e3 * timing.p20, "p50_ms": 1e3 * timing.p50, "p80_ms": 1e3 * timing.p80}
                 row |= {"calls": timing.calls, "error": _doubt(op, outputs.get("jnet"), outputs[side])}
         yield from rows.values()
