@@ -213,7 +213,7 @@ def _tiles(x: Array, where: Geometry) -> Array:
     width = TILE * columns + 2
     x = _fit(_fit(x, 1, where.padding[0][0], TILE * rows + 2), 2, where.padding[1][0], width)
     x = x.reshape(n, TILE * rows + 2, width * c)
-    v = jnp.stack(_combine(_B, [x[:, i : i + TILE * (rows - 1) + 1 : TILE] for i in range(SIZE)]))
+    v = _combine_in_one(_B, [x[:, i : i + TILE * (rows - 1) + 1 : TILE] for i in range(SIZE)])
     v = v.reshape(SIZE, n, rows, width, c)
     v = jnp.stack(_combine(_B, [v[:, :, :, j : j + TILE * (columns - 1) + 1 : TILE] for j in range(SIZE)]))
     return v.reshape(SIZE**2, n * rows * columns, c)
