@@ -31,8 +31,8 @@ class Goal(NamedTuple):
 
 
 def goals() -> list[Goal]:
-    """All figures of the first device in the CSVs, in float32."""
-    step_rows, op_rows, fit_rows = (_of_one_device(results.load(module.PATH)) for module in (steps, ops, fitting))
+    """All figures of the processor that was measured last, in float32."""
+    step_rows, op_rows, fit_rows = (results.of_last_cpu(results.load(module.PATH)) for module in (steps, ops, fitting))
     races: dict[tuple[str, str], list[Row]] = {}
     for row in step_rows:
         if row["precision"] == "float32":
@@ -94,10 +94,6 @@ def goals() -> list[Goal]:
         ),
         Goal("fit, fc-small, scanned: ms of Python a step", 0.1, 0.02, fit, "python -m benchmarks fit", False),
     ]
-
-
-def _of_one_device(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["device"] == rows[0]["device"]]
 
 
 def _default(values: dict[str, float]) -> dict[str, float]:

@@ -46,8 +46,8 @@ def summarise(seconds: list[float]) -> Timing:
 def repeat(call: Callable[[], Any], seconds: float, most: int = 1000) -> list[float]:
     """Time `call`, which returns when its work is done, over and over for about `seconds`.
 
-    The first call finds cold caches and does not count, unless it already takes all the time there is. PyTorch's
-    threads go on spinning for 10 ms after their work, in the way of whoever comes next, so each turn starts with a rest.
+    The first call finds cold caches and does not count, unless it already takes all the time there is. A turn starts
+    with a rest: PyTorch's threads go on spinning for 10 ms after their work, in the way of whoever comes next.
     """
     time.sleep(REST)
     times: list[float] = []

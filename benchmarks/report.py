@@ -38,12 +38,12 @@ def main(readme: bool = False, check: bool = False, plots: bool = False) -> None
     elif plots:
         draw(ROOT / "docs" / "images")
     else:
-        for (_, precision, workload, allocator), rows in races().items():
-            show(steps.table(rows, f"{workload}, allocator {allocator}, {precision}"))
-        op_rows = results.load(ops.PATH)
-        for name in dict.fromkeys(row["op"] for row in op_rows):
-            show(ops.table([row for row in op_rows if row["op"] == name], name))
-        show(ops.summary(op_rows))
+        for (device, precision, workload, allocator), rows in races().items():
+            show(steps.table(rows, f"{workload}, allocator {allocator}, {precision} on {device}"))
+        for (device, precision), op_rows in _grouped(results.load(ops.PATH), "device", "precision").items():
+            for name in dict.fromkeys(row["op"] for row in op_rows):
+                show(ops.table([row for row in op_rows if row["op"] == name], f"{name}, {precision} on {device}"))
+            show(ops.summary(op_rows))
         for (axis, allocator), rows in _grouped(results.load(scaling.PATH), "axis", "allocator").items():
             show(scaling.table(rows, f"{axis}, allocator {allocator}"))
 
@@ -59,6 +59,31 @@ def races() -> dict[tuple[str, str, str, str], list[Row]]:
 
 
 def training() -> str:
+    """Training steps on the processor that was measured last."""
+    return _training(_raced_last())
+
+
+def training_elsewhere() -> str:
+    """Training steps on other processors."""
+    last = _raced_last()
+    return _training([row for row in _raced() if not results.on_gpu(row) and row not in last])
+
+
+def training_gpu() -> str:
+    """Training steps on GPUs."""
+    return _training(list(filter(results.on_gpu, _raced())))
+
+
+def _raced() -> list[Row]:
+    return [row for race in races().values() for row in race]
+
+
+def _raced_last() -> list[Row]:
+    device = results.last_cpu(results.load(steps.PATH))
+    return [row for row in _raced() if row["device"] == device]
+
+
+def _training(rows: Sequence[Row]) -> str:
     """Milliseconds a training step of everyone's fastest mode, and the ratios that matter."""
     head = ("workload", "allocator", "jnet ms", "flax", "equinox", "torch", "fastest rival / jnet")
     head += ("temporaries, jnet / flax", "compile, jnet / flax")
@@ -70,10 +95,20 @@ def training() -> str:
             bold = "" if rival is None else f"**{rival:.2f}**"
             yield [workload, allocator, *times, bold, _number(steps.memory(race)), _number(steps.compile_ratio(race))]
 
-    return _tables([row for race in races().values() for row in race], head, lines)
+    return _tables(rows, head, lines)
 
 
 def operations() -> str:
+    """The ops on the processor that was measured last."""
+    return _operations(results.of_last_cpu(results.load(ops.PATH)))
+
+
+def operations_gpu() -> str:
+    """The ops on GPUs."""
+    return _operations(list(filter(results.on_gpu, results.load(ops.PATH))))
+
+
+def _operations(rows: Sequence[Row]) -> str:
     """A line an op, over its shapes: how much longer the others take for forward and backward, and what they keep."""
     head = ("op", "shapes", "reference / jnet", "native / jnet", "torch / jnet")
     head += ("in scan: reference / jnet", "in scan: native / jnet", "kept, autodiff / by hand", "rounding")
@@ -88,7 +123,7 @@ def operations() -> str:
             kept = [_kept(group) for group in both if "reference" in group]
             yield [f"`{name}`", str(len(both)), *times, *scans, _range(kept), f"{max(errors):.0e}" if errors else ""]
 
-    return _tables(results.load(ops.PATH), head, lines)
+    return _tables(rows, head, lines)
 
 
 def growth() -> str:
@@ -110,7 +145,10 @@ def aims() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "training": training,
+    "training-elsewhere": training_elsewhere,
+    "training-gpu": training_gpu,
     "operations": operations,
+    "operations-gpu": operations_gpu,
     "growth": growth,
     "goals": aims,
 }
@@ -195,7 +233,7 @@ def _grouped(rows: Iterable[Row], *columns: str) -> dict[tuple, list[Row]]:
 
 
 def draw(folder: Path) -> None:
-    """Bars of the training steps, dots of the ops' ratios, lines of the growth: a PNG each."""
+    """Bars of the training steps, dots of the ops' ratios, lines of the growth: a PNG each, of the last processor."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,10 +243,10 @@ def draw(folder: Path) -> None:
         figure.savefig(folder / name, dpi=120, bbox_inches="tight")
         plt.close(figure)
 
-    step_groups = {key: rows for key, rows in races().items() if key[1] == "float32"}
+    step_groups = _grouped(_raced_last(), "workload", "allocator")
     if step_groups:
         figure, axes = plt.subplots(1, len(step_groups), figsize=(3 * len(step_groups), 3.2), squeeze=False)
-        for axis, ((_, _, workload, allocator), rows) in zip(axes[0], step_groups.items(), strict=True):
+        for axis, ((workload, allocator), rows) in zip(axes[0], step_groups.items(), strict=True):
             fastest = {library: steps.fastest(rows, library) for library in ("jnet", *steps.RIVALS)}
             times = {library: row["p50_ms"] for library, row in fastest.items() if row is not None}
             bars = axis.bar(list(times), list(times.values()), color=[_COLOURS[library] for library in times])
@@ -218,7 +256,7 @@ def draw(folder: Path) -> None:
         figure.tight_layout()
         save(figure, "performance_steps.png")
 
-    op_rows = results.load(ops.PATH)
+    op_rows = results.of_last_cpu(results.load(ops.PATH))
     if op_rows:
         names = list(dict.fromkeys(row["op"] for row in op_rows))
         figure, axis = plt.subplots(figsize=(7, 0.28 * len(names) + 1.5))

@@ -17,6 +17,21 @@ def load(path: Path) -> list[Row]:
         return [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
 
+def on_gpu(row: Row) -> bool:
+    """Whether a row was taken on a GPU: `measure.device_name` gives nvidia-smi's name of it."""
+    return row["device"].startswith("NVIDIA")
+
+
+def last_cpu(rows: Sequence[Row]) -> str:
+    """The processor that was measured last: `save` puts what is new at the end."""
+    return next((row["device"] for row in reversed(rows) if not on_gpu(row)), "")
+
+
+def of_last_cpu(rows: Sequence[Row]) -> list[Row]:
+    """The rows of that processor."""
+    return [row for row in rows if row["device"] == last_cpu(rows)]
+
+
 def save(path: Path, rows: Sequence[Row], group: Sequence[str]) -> None:
     """Put `rows` into the CSV in place of those that agree with any of them in the columns `group`.
 

@@ -68,6 +68,27 @@ def oracle(x, w, b, dout_seed, **static):
     return both(*(None if v is None else v.astype(jnp.float64) for v in (x, w, b)))
 
 
+@pytest.mark.parametrize(
+    "static",
+    [
+        {"stride": 1, "padding": 1},
+        {"stride": 2, "padding": ((0, 1), (2, 1))},
+        {"stride": (2, 1), "padding": "SAME", "dilation": 2},
+        {"stride": 2, "padding": 1, "groups": 3},
+    ],
+    ids=str,
+)
+def test_what_other_backends_are_given(monkeypatch, static):
+    x, w, b = normal(0, (2, 7, 8, 6), (3, 3, 6 // static.get("groups", 1), 9), (9,))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.clear_caches()  # of what was traced for this one
+    got = run(x, w, b, 1, **static)
+    monkeypatch.undo()
+    jax.clear_caches()
+    for mine, exact in zip(got, oracle(x, w, b, 1, **static), strict=True):
+        np.testing.assert_allclose(mine, exact, rtol=1e-10, atol=1e-10)
+
+
 def assert_close(got, want, tolerance):
     for a, b in zip(got, want, strict=True):
         if b is None:

@@ -40,9 +40,13 @@ def test_the_page_of_fused_ops_has_them_all():
         assert entry.backward.__name__ in page
 
 
-def test_the_computed_tables_are_current(tables):
+def test_the_computed_table_of_ops_is_current(tables):
+    assert (DOCS / "tables/ops.md").read_text() == tables.ops_table(), "run python docs/_site/tables.py"
+
+
+@pytest.mark.skipif(jax.__version_info__[:2] != (0, 10), reason="the table shows what autodiff in jax 0.10 keeps")
+def test_the_computed_table_of_bytes_is_current(tables):
     with jax.enable_x64(False):  # sizes are those of a user's session
-        assert (DOCS / "tables/ops.md").read_text() == tables.ops_table(), "run python docs/_site/tables.py"
         assert (DOCS / "tables/kept.md").read_text() == tables.kept_table(), "run python docs/_site/tables.py"
 
 

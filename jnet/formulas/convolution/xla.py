@@ -17,18 +17,18 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
     """Slide the flipped filters, channels and filters exchanged, over the spread-out cotangent, `(N, H, W, C)`."""
-    rows, columns, channels, filters = w.shape
-    w = w[::-1, ::-1].reshape(rows, columns, channels, groups, filters // groups)
-    w = w.transpose(0, 1, 4, 3, 2).reshape(rows, columns, filters // groups, groups * channels)
     padding = []
     for axis in (0, 1):
         span = (where.window[axis] - 1) * where.dilation[axis] + 1
         spread = (where.out[axis] - 1) * where.stride[axis] + 1
         before = span - 1 - where.padding[axis][0]
         padding.append((before, where.size[axis] + span - 1 - before - spread))
-    if where.stride == (1, 1):
-        back = where._replace(size=where.out, out=where.size, padding=tuple(padding))
-        return forward(dout, w, back, groups)
+    w, filters = w[::-1, ::-1], "HWOI"  # as autodiff has it: so XLA finds the kernel that a GPU's library has for it
+    if groups > 1 or jax.default_backend() == "cpu":
+        w, filters = _exchanged(w, groups), "HWIO"
+        if where.stride == (1, 1):
+            back = where._replace(size=where.out, out=where.size, padding=tuple(padding))
+            return forward(dout, w, back, groups)
     return lax.conv_general_dilated(
         _accumulating(dout),
         _accumulating(w),
@@ -36,9 +36,16 @@ def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array
         padding=padding,
         lhs_dilation=where.stride,
         rhs_dilation=where.dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=("NHWC", filters, "NHWC"),
         feature_group_count=groups,
     )
+
+
+def _exchanged(w: Array, groups: int) -> Array:
+    """Exchange the channels and the filters of each group."""
+    rows, columns, channels, filters = w.shape
+    w = w.reshape(rows, columns, channels, groups, filters // groups).transpose(0, 1, 4, 3, 2)
+    return w.reshape(rows, columns, filters // groups, groups * channels)
 
 
 def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
