@@ -2,11 +2,13 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import contenders, measure, report, results, scaling, steps, workloads
 from benchmarks.__main__ import main
-from benchmarks.ops import native
+from benchmarks.ops import jax_side, native
 from benchmarks.ops.cases import CASES
 from jnet.custom_vjp import CATALOGUE
 
@@ -84,6 +86,28 @@ def test_rows_of_one_race_are_replaced_together(tmp_path):
     results.save(path, [{"race": "a", "who": "jnet", "ms": 1.0, "error": ""}], ("race",))
     rows = results.load(path)
     assert [(row["race"], row["who"], row["ms"]) for row in rows] == [("b", None, 3.0), ("a", "jnet", 1.0)]
+
+
+def test_a_commit_is_no_number(tmp_path):
+    results.save(tmp_path / "rows.csv", [{"commit": "61234e567"}], ("commit",))
+    assert results.load(tmp_path / "rows.csv") == [{"commit": "61234e567"}]
+
+
+def test_the_tables_are_those_of_the_processor_measured_last():
+    rows = [{"device": device} for device in ("Xeon, AVX-512", "EPYC, AVX-512", "NVIDIA H100")]
+    assert results.of_last_cpu(rows) == rows[1:2]
+    assert results.of_last_cpu(rows[2:]) == []
+
+
+def test_the_same_program_is_told_by_its_text_without_names():
+    def text(function, name):
+        def call(x):
+            return function(x)
+
+        call.__name__ = name
+        return jax_side._nameless(jax.jit(call).lower(jnp.ones(3)).compile().as_text())
+
+    assert text(lambda x: jnp.maximum(x, 0), "mine") == text(jax.nn.relu, "theirs") != text(jnp.tanh, "mine")
 
 
 def test_the_documents_have_the_tables_of_the_csvs(capsys):
