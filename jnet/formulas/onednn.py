@@ -30,7 +30,7 @@ from jnet.formulas.windows import Geometry
 
 __all__ = ["available", "convolution", "matmul"]
 
-TESTED = ("0.10.2",)  # versions of jaxlib
+TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib
 WIDE = 256  # columns of a single product, from which on XLA's own is faster where no operand is transposed
 
 
