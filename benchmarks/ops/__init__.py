@@ -110,10 +110,10 @@ def measure(
             try:
                 info = worker.call("prepare", op, index, mode, side)
                 outputs[side], program = info.pop("out"), info.pop("program", side)
-                runs[side] = programs.setdefault(program, side)
                 rows[side] |= info
                 if rounding and mode == "both" and side != "torch":
                     rows[side]["rounding"] = worker.call("error", op, index, side)
+                runs[side] = programs.setdefault(program, side)  # last: a side that fails runs for nobody
             except WorkerError as error:
                 rows[side]["error"] = str(error)
         racers = [side for side, row in rows.items() if not row.get("error") and runs[side] == side]
