@@ -103,15 +103,27 @@ def _convolution_config(*, where: Geometry, groups: int) -> dict[str, Any]:
     return {"onednn_conv_config": {**config, "feature_groups": groups}}
 
 
-def _primitive(target: str, plain: Callable[..., Array], config: Callable[..., dict[str, Any]]) -> Primitive:
+def _product_shape(a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> tuple[int, ...]:
+    return (*a.shape[:-2], a.shape[-1 if transpose_a else -2], b.shape[-2 if transpose_b else -1])
+
+
+def _convolution_shape(x: Any, w: Any, *, where: Geometry, groups: int) -> tuple[int, ...]:
+    del groups
+    return (x.shape[0], *where.out, w.shape[-1])
+
+
+def _primitive(
+    target: str,
+    plain: Callable[..., Array],
+    config: Callable[..., dict[str, Any]],
+    shape: Callable[..., tuple[int, ...]],
+) -> Primitive:
     """Return the operation that is `plain`, but in a program for a CPU oneDNN's `target`, unless it is for export."""
     primitive = Primitive(f"onednn_{target}")
     in_xla = mlir.lower_fun(plain, multiple_results=False)
 
     def abstract(*operands: Any, **static: Any) -> Any:
-        shapes = (jax.ShapeDtypeStruct(v.shape, v.dtype) for v in operands)
-        out = jax.eval_shape(functools.partial(plain, **static), *shapes)
-        return operands[0].update(shape=out.shape, dtype=out.dtype)
+        return operands[0].update(shape=shape(*operands, **static))
 
     def lower(ctx: mlir.LoweringRuleContext, *operands: Any, **static: Any) -> Any:
         if ctx.module_context.lowering_parameters.for_export:
@@ -137,5 +149,5 @@ def _primitive(target: str, plain: Callable[..., Array], config: Callable[..., d
     return primitive
 
 
-_matmul = _primitive("matmul", _plain_matmul, _matmul_config)
-_convolution = _primitive("convolution", _plain_convolution, _convolution_config)
+_matmul = _primitive("matmul", _plain_matmul, _matmul_config, _product_shape)
+_convolution = _primitive("convolution", _plain_convolution, _convolution_config, _convolution_shape)

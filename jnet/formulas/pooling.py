@@ -292,8 +292,8 @@ def _taps_along(u: int, where: Geometry, axis: int) -> Array:
     """Number the tap of a window u blocks back on each of the `s` places along an axis, -1 for none."""
     stride, dilation = where.stride[axis], where.dilation[axis]
     offset = u * stride + where.padding[axis][0] + lax.iota(np.int32, stride)
-    tap = offset // dilation
-    return jnp.where((offset % dilation == 0) & (tap >= 0) & (tap < where.window[axis]), tap, -1)
+    tap, rest = lax.div(offset, np.int32(dilation)), lax.rem(offset, np.int32(dilation))
+    return jnp.where((rest == 0) & (tap >= 0) & (tap < where.window[axis]), tap, -1)
 
 
 def _shift(parts: Array, shift: Pair, where: Geometry, fill: int = 0) -> Array:

@@ -47,13 +47,16 @@ def in_parts(part: Callable[..., tuple[Any, Any]], parts: int, *images: Array) -
     def one(i: Array) -> tuple[Any, Any]:
         return of_groups(*(lax.dynamic_index_in_dim(v, i, axis=1, keepdims=False) for v in stacks))
 
-    def step(totals: Any, i: Array) -> tuple[Any, Any]:
+    def step(i: Array, so_far: tuple[Any, Any]) -> tuple[Any, Any]:
+        joined, totals = so_far
         each, sums = one(i)
-        return jax.tree.map(jnp.add, totals, sums), each
+        joined = jax.tree.map(lambda v, new: lax.dynamic_update_index_in_dim(v, new, i, axis=1), joined, each)
+        return joined, jax.tree.map(jnp.add, totals, sums)
 
-    _, sums = jax.eval_shape(one, 0)
-    totals, each = lax.scan(step, jax.tree.map(jnp.zeros_like, sums), jnp.arange(parts))
-    return jax.tree.map(_join, each), totals
+    each, sums = jax.eval_shape(one, 0)
+    room = jax.tree.map(lambda v: jnp.zeros((v.shape[0], parts, *v.shape[1:]), v.dtype), each)
+    joined, totals = lax.fori_loop(0, parts, step, (room, jax.tree.map(jnp.zeros_like, sums)))
+    return jax.tree.map(lambda v: v.reshape(v.shape[0], v.shape[1] * v.shape[2], *v.shape[3:]), joined), totals
 
 
 def sum_of_parts(part: Callable[..., Array], images: int, *batch: Array) -> Array:
@@ -64,8 +67,3 @@ def sum_of_parts(part: Callable[..., Array], images: int, *batch: Array) -> Arra
     _, total = in_parts(lambda *some: ((), part(*some)), count(n, -(-n // max(images, 1))), *stacks)
     return total.sum(axis=0)
 
-
-def _join(each: Array) -> Array:
-    """Put the parts of a group one after the other: `(parts, groups, N / groups / parts, ...)` in."""
-    each = each.swapaxes(0, 1)
-    return each.reshape(each.shape[0], each.shape[1] * each.shape[2], *each.shape[3:])

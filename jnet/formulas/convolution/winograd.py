@@ -1,6 +1,7 @@
 """3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3), forward and its transpose."""
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from math import prod
@@ -13,6 +14,7 @@ from jax import Array, lax
 
 from jnet.formulas import onednn
 from jnet.formulas.convolution.parts import count, groups_of, in_parts
+from jnet.formulas.outline import outlined
 from jnet.formulas.precision import widen
 from jnet.formulas.windows import Geometry
 
@@ -21,6 +23,8 @@ __all__ = ["backward", "forward", "input_gradient", "suits", "transforms", "use"
 TILE, TAPS = 4, 3  # outputs of a tile and taps of a filter, along each axis
 SIZE = TILE + TAPS - 1  # inputs of a tile, and products of it, along each axis
 POINTS = (0, 1, -1, 2, -2)  # where the polynomials are evaluated, besides infinity
+
+Matrix = tuple[tuple[float, ...], ...]  # one that `jit` can know
 
 # Transformed tiles beyond this many bytes leave the cache between the stages; then the images go through in parts.
 TOO_MANY_BYTES, PART_BYTES = 24_000_000, 16_000_000
@@ -53,6 +57,7 @@ def transforms(points: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 _A, _G, _B = transforms(POINTS)
+_TILES, _COTANGENTS = (tuple(map(tuple, m.tolist())) for m in (_B, _A.T))
 _AA = np.kron(_A, _A)  # both axes at once
 _GG = np.kron(_G, _G).reshape(SIZE, SIZE, TAPS**2).swapaxes(0, 1).reshape(SIZE**2, TAPS**2)  # column products first
 
@@ -107,7 +112,14 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
     """Return the cotangent of x, `(N, H, W, C)`; derivation in `forward`."""
-    return forward(dout, _turned(w), _reverse(where), groups)
+    del groups
+    where = _reverse(where)
+    u = _turned_filters(widen(w))
+
+    def part(dout: Array) -> tuple[Array, tuple[()]]:
+        return _outputs(_products_back(_tiles(widen(dout), where), u), dout.shape[0], where), ()
+
+    return _in_parts(part, where, w.shape[2:], dout)[0]
 
 
 def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
@@ -124,18 +136,13 @@ def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Arra
 def backward(x: Array, w: Array, dout: Array, where: Geometry) -> tuple[Array, Array]:
     """Return both gradients, for which the tiles of the cotangent are transformed once; derivation in `forward`."""
     where = _reverse(where)
-    u = _filters(_turned(widen(w)))
+    u = _turned_filters(widen(w))
 
     def part(x: Array, dout: Array) -> tuple[Array, Array]:
         v = _tiles(widen(dout), where)
-        return _outputs(_products(v, u), x.shape[0], where), _met(_cotangents(widen(x), where), v)
+        return _outputs(_products_back(v, u), x.shape[0], where), _met(_cotangents(widen(x), where), v)
 
     return _in_parts(part, where, w.shape[2:], x, dout)
-
-
-def _turned(w: Array) -> Array:
-    """Return the filters of the correlation that gives dx: turned by half a turn, `(3, 3, F, C)`."""
-    return w[::-1, ::-1].swapaxes(2, 3)
 
 
 def _reverse(where: Geometry) -> Geometry:
@@ -171,31 +178,32 @@ def _grid(where: Geometry) -> tuple[int, int]:
     return -(-where.out[0] // TILE), -(-where.out[1] // TILE)
 
 
-def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
-    """Multiply a small constant matrix with a vector of arrays; zeros are left out."""
-    return [_weighted(row, parts) for row in matrix]
+@outlined(static=("matrix", "tiles"))  # or XLA would do both axes in one loop, the first again for each of the second
+def _along_an_axis(x: Array, *, matrix: Matrix, tiles: int) -> Array:
+    """Multiply `matrix`, `(6, K)`, with K pixels from every fourth on, of the middle axis of x: `(6, a, tiles, b)`.
 
-
-def _weighted(row: np.ndarray, parts: Sequence[Array]) -> Array:
-    terms = [part if c == 1 else part * c for c, part in zip(row.tolist(), parts, strict=True) if c]
-    return sum(terms[1:], start=terms[0])
-
-
-def _combine_in_one(matrix: np.ndarray, parts: Sequence[Array]) -> Array:
-    """Return the same stacked, zeros and all, as one loop: a quarter of the code, and as fast over long rows.
-
-    (Over the columns of tiles it is twice as slow.)
+    Zeros and all, as one loop: without them it would be six, as fast and four times as long to compile.
     """
-    columns = jnp.asarray(matrix.T, parts[0].dtype).reshape(len(parts), len(matrix), *(1,) * parts[0].ndim)
-    return sum(
-        (part[None] * column for part, column in zip(parts[1:], columns[1:], strict=True)), parts[0][None] * columns[0]
-    )
+    x, run = x[None], TILE * (tiles - 1) + 1
+    pixels = [lax.slice_in_dim(x, k, k + run, TILE, axis=2) for k in range(len(matrix[0]))]
+    columns = np.asarray(matrix, x.dtype).T.reshape(-1, SIZE, 1, 1, 1)
+    return functools.reduce(operator.add, map(operator.mul, pixels, columns))
 
 
 def _filters(w: Array) -> Array:
     """Return `U = G w G^T`, `(36, C, F)`."""
+    return _transformed(_GG, w)
+
+
+def _turned_filters(w: Array) -> Array:
+    """Return `U' = G w' G^T` of the filters turned by half a turn, `(36, C, F)`: the products exchange C and F."""
+    return _transformed(_GG[:, ::-1], w)
+
+
+def _transformed(matrix: np.ndarray, w: Array) -> Array:
     _, _, channels, filters = w.shape
-    return (jnp.asarray(_GG, w.dtype) @ w.reshape(TAPS**2, channels * filters)).reshape(SIZE**2, channels, filters)
+    u = jnp.asarray(matrix, w.dtype) @ w.reshape(TAPS**2, channels * filters)
+    return u.reshape(SIZE**2, channels, filters)
 
 
 def _filters_back(du: Array) -> Array:
@@ -209,19 +217,28 @@ def _filters_back(du: Array) -> Array:
 @functools.partial(jax.jit, static_argnames="where")  # traced once for all layers of a shape
 def _tiles(x: Array, where: Geometry) -> Array:
     """Return `V = B^T d B`, `(36, N * TH * TW, C)`."""
-    (n, _, _, c), (rows, columns) = x.shape, _grid(where)
-    width = TILE * columns + 2
-    x = _fit(_fit(x, 1, where.padding[0][0], TILE * rows + 2), 2, where.padding[1][0], width)
-    x = x.reshape(n, TILE * rows + 2, width * c)
-    v = _combine_in_one(_B, [x[:, i : i + TILE * (rows - 1) + 1 : TILE] for i in range(SIZE)])
-    v = v.reshape(SIZE, n, rows, width, c)
-    v = jnp.stack(_combine(_B, [v[:, :, :, j : j + TILE * (columns - 1) + 1 : TILE] for j in range(SIZE)]))
-    return v.reshape(SIZE**2, n * rows * columns, c)
+    (top, _), (left, _) = where.padding
+    rows, columns = _grid(where)
+    x = _fit(_fit(x, 1, top, TILE * rows + TAPS - 1), 2, left, TILE * columns + TAPS - 1)
+    return _along_both_axes(x, _TILES, where)
+
+
+def _along_both_axes(x: Array, matrix: Matrix, where: Geometry) -> Array:
+    """Multiply `matrix` with the pixels of each tile, first the rows and then the columns: `(36, N * TH * TW, C)`."""
+    (n, height, width, c), (rows, columns) = x.shape, _grid(where)
+    x = _along_an_axis(x.reshape(n, height, width * c), matrix=matrix, tiles=rows)
+    x = _along_an_axis(x.reshape(SIZE * n * rows, width, c), matrix=matrix, tiles=columns)
+    return x.reshape(SIZE**2, n * rows * columns, c)
 
 
 def _products(v: Array, u: Array) -> Array:
     """Return `M`, the sums over the channels, `(36, N * TH * TW, F)`."""
     return onednn.matmul(v, u)
+
+
+def _products_back(v: Array, u: Array) -> Array:
+    """Return the sums over the filters, `(36, N * TH * TW, C)`."""
+    return onednn.matmul(v, u, transpose_b=True)
 
 
 def _outputs(m: Array, n: int, where: Geometry) -> Array:
@@ -235,11 +252,8 @@ def _outputs(m: Array, n: int, where: Geometry) -> Array:
 @functools.partial(jax.jit, static_argnames="where")  # traced once for all layers of a shape
 def _cotangents(y: Array, where: Geometry) -> Array:
     """Return `Z = A y A^T` of a cotangent of the outputs, `(36, N * TH * TW, F)`."""
-    (n, _, _, f), (rows, columns) = y.shape, _grid(where)
-    z = _fit(_fit(y, 1, 0, TILE * rows), 2, 0, TILE * columns).reshape(n, rows, TILE, TILE * columns * f)
-    z = _combine_in_one(_A.T, [z[:, :, i] for i in range(TILE)]).reshape(SIZE * n * rows * columns, TILE, f)
-    z = jnp.stack(_combine(_A.T, [z[:, j] for j in range(TILE)]))
-    return z.reshape(SIZE**2, n * rows * columns, f)
+    rows, columns = _grid(where)
+    return _along_both_axes(_fit(_fit(y, 1, 0, TILE * rows), 2, 0, TILE * columns), _COTANGENTS, where)
 
 
 def _met(z: Array, v: Array) -> Array:
