@@ -415,7 +415,7 @@ def batchnorm_relu_conv2d_forward(
     """
     (_, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
     a = _scaled_relu(cache.centred, *scale_and_shift(cache, beta))
-    out, (_, _, bias) = conv2d_forward(
+    out, (_, _, bias, _) = conv2d_forward(
         a, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm
     )
     return (out, mean, var), BatchnormReluConv2dCache(cache, beta, w, bias)
@@ -438,7 +438,7 @@ def batchnorm_relu_conv2d_backward(
     a = _scaled_relu(cache.norm.centred, *scale_and_shift(cache.norm, cache.beta))
     da, dw, db = conv2d_backward(
         dy,
-        Conv2dCache(a, cache.w, cache.b),
+        Conv2dCache(a, cache.w, cache.b, a[:0]),
         stride=stride,
         padding=padding,
         dilation=dilation,

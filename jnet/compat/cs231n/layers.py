@@ -233,7 +233,8 @@ def correlate(x, w, b, *, stride, pad, algorithm):
 def correlate_backward(dout, cache, *, stride, pad, algorithm):
     x, w, b = cache
     static = {"stride": stride, "padding": pad, "algorithm": algorithm}
-    dx, dw, db = convolution.conv2d_backward(nhwc(dout), convolution.Conv2dCache(nhwc(x), _hwio(w), b), **static)
+    x = nhwc(x)
+    dx, dw, db = convolution.conv2d_backward(nhwc(dout), convolution.Conv2dCache(x, _hwio(w), b, x[:0]), **static)
     return nchw(dx), jnp.transpose(dw, (3, 2, 0, 1)), db
 
 

@@ -4,7 +4,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jnet.formulas.convolution import depthwise, im2col, rule, split, winograd, xla
 from jnet.formulas.outline import outlined
@@ -31,9 +31,10 @@ CHOICES = ("auto", "im2col", "winograd", "xla")  # what a caller may ask for
 class Conv2dCache(NamedTuple):
     """What `conv2d_backward` needs."""
 
-    x: Array  # (N, H, W, C), the input's own dtype
+    x: Array  # (N, H, W, C), the input's own dtype; or only the pixels that strided 1x1 windows read, (N, OH, OW, C)
     w: Array  # (HH, WW, C // groups, F), the filters' own dtype
     b: Array | None  # (0,), no bytes: whether there was a bias, and its dtype
+    image: Array  # (0, H, W, C), no bytes: the size of the image
 
 
 def conv2d_forward(
@@ -75,6 +76,8 @@ def conv2d_forward(
     fractions count, slides the flipped filters, $c$ and $f$ exchanged, over $G$ with $s - 1$ zeros between its pixels.
 
     **Kept:** `x` and `w`. The matrix $X$ is up to $HH \cdot WW$ times as large as $x$ and takes one copy to rebuild.
+    A window of one tap with a stride is the exception: $X$ is then the smaller one, one pixel in $s^2$. Those alone are
+    read and kept; the others have no gradient.
 
     `algorithm` is `"auto"` (the table in `rule.choose`), `"im2col"` (the products above), `"xla"` (the compiler's own
     convolutions) or `"winograd"` (3x3 filters, stride 1; a quarter of the multiplications, and in float32 an error of
@@ -87,11 +90,12 @@ def conv2d_forward(
     Processing" (im2col); Dumoulin & Visin 2016, arXiv:1603.07285 (the arithmetic of the gradients).
     """
     where = _check(x, w, b, stride, padding, dilation, groups, algorithm)
-    kernel = ALGORITHMS[_choose("forward", x, w, where, groups, algorithm)]
-    out = kernel.forward(x, w.astype(x.dtype), where, groups)
+    read, here = _read(x, where)
+    kernel = ALGORITHMS[_choose("forward", read, w, here, groups, algorithm)]
+    out = kernel.forward(read, w.astype(x.dtype), here, groups)
     if b is not None:
         out = out + b.astype(out.dtype).reshape(1, 1, 1, -1)
-    return out.astype(x.dtype), Conv2dCache(x, w, None if b is None else b[:0])
+    return out.astype(x.dtype), Conv2dCache(read, w, None if b is None else b[:0], x[:0])
 
 
 @outlined(static=("stride", "padding", "dilation", "groups", "algorithm"))  # or XLA makes copies for dw ahead of time
@@ -106,18 +110,36 @@ def conv2d_backward(
     algorithm: str = "auto",
 ) -> tuple[Array, Array, Array | None]:
     """Return `(dx, dw, db)` of `conv2d_forward` for `dout: (N, OH, OW, F)`; `db` is None where there was no `b`."""
-    x, w, b = cache
-    where = geometry("conv2d", x.shape[1:3], w.shape[:2], stride, padding, dilation)
-    for_dx = _choose("input_gradient", x, w, where, groups, algorithm)
-    for_dw = _choose("weight_gradient", x, w, where, groups, algorithm)
+    x, w, b, image = cache
+    where = geometry("conv2d", image.shape[1:3], w.shape[:2], stride, padding, dilation)
+    x, here = _read(x, where)
+    for_dx = _choose("input_gradient", x, w, here, groups, algorithm)
+    for_dw = _choose("weight_gradient", x, w, here, groups, algorithm)
     narrow = w.astype(dout.dtype)
     if for_dx == for_dw == "winograd":
-        dx, dw = winograd.backward(x, narrow, dout, where)
+        dx, dw = winograd.backward(x, narrow, dout, here)
     else:
-        dx = ALGORITHMS[for_dx].input_gradient(dout, narrow, where, groups)
-        dw = ALGORITHMS[for_dw].weight_gradient(x, dout, where, groups)
+        dx = ALGORITHMS[for_dx].input_gradient(dout, narrow, here, groups)
+        dw = ALGORITHMS[for_dw].weight_gradient(x, dout, here, groups)
     db = None if b is None else jnp.sum(dout, axis=(0, 1, 2), dtype=accumulator(dout.dtype)).astype(b.dtype)
-    return dx.astype(x.dtype), dw.astype(w.dtype), db
+    return _unread(dx.astype(x.dtype), where), dw.astype(w.dtype), db
+
+
+def _read(x: Array, where: Geometry) -> tuple[Array, Geometry]:
+    """Return the pixels that the windows read, of the image or of these pixels, and where the windows lie on them."""
+    if where.window != (1, 1) or where.padding != ((0, 0), (0, 0)):
+        return x, where
+    if x.shape[1:3] != where.out:
+        x = x[:, :: where.stride[0], :: where.stride[1]]
+    return x, where._replace(size=where.out, stride=(1, 1))
+
+
+def _unread(dx: Array, where: Geometry) -> Array:
+    """Put zeros where pixels were not read: the transpose of `_read`."""
+    if dx.shape[1:3] == where.size:
+        return dx
+    spread = [(0, (size - 1) % stride, stride - 1) for size, stride in zip(where.size, where.stride, strict=True)]
+    return lax.pad(dx, jnp.zeros((), dx.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
 
 
 def _choose(direction: str, x: Array, w: Array, where: Geometry, groups: int, algorithm: str) -> str:

@@ -66,4 +66,3 @@ def sum_of_parts(part: Callable[..., Array], images: int, *batch: Array) -> Arra
     stacks = (v.reshape(groups, n, *v.shape[1:]) for v in batch)
     _, total = in_parts(lambda *some: ((), part(*some)), count(n, -(-n // max(images, 1))), *stacks)
     return total.sum(axis=0)
-

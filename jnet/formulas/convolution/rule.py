@@ -33,7 +33,7 @@ def choose(
     | a CPU, a filter for each channel | depthwise, by oneDNN xla | depthwise, by oneDNN xla | depthwise |
     | float64 on a CPU, stride above 1 | xla | im2col | im2col |
     | a GPU, float64 | xla | xla | xla |
-    | 1x1, no groups | xla | im2col where strided, else xla | im2col |
+    | 1x1, no groups | xla | as below | im2col |
     | few multiplications, groups | xla | xla | xla |
     | 3x3, stride 1, 64 channels and filters or more, one of them 128 or more | winograd | winograd | winograd |
     | 3x3, stride 1, 32 channels and filters or more | xla | winograd | winograd |
@@ -55,7 +55,7 @@ def choose(
         # XLA:CPU has no fast float64 correlation with zeros between pixels: it is 4 to 10 times as slow.
         return "im2col" if not forward and max(where.stride) > 1 else "xla"
     pixels, taps = where.out[0] * where.out[1], where.window[0] * where.window[1]
-    if taps == groups == 1 and (weights or (max(where.stride) > 1 and not forward)):
+    if weights and taps == groups == 1:
         return "im2col"
     if groups > 1 or images * pixels * taps * channels * filters < WORTH_IT:
         return "xla"
