@@ -164,8 +164,15 @@ def test_shard_map_on_one_device(varying):
     assert_close(jax.jit(product)(a, b), product64(a, b, False, False))
 
 
-def test_a_wide_product_is_left_to_xla_unless_an_operand_is_transposed():
-    a, b = normal(8, (4, 5), (5, onednn.WIDE))
+def test_what_is_left_to_xla(monkeypatch):
+    a, b = normal(8, (4, 5), (5, 6))
+    monkeypatch.setattr(onednn, "LARGE", 30)
     assert not uses_onednn(onednn.matmul, a, b)
-    assert uses_onednn(partial(onednn.matmul, transpose_b=True), a, b.T)
     assert_close(onednn.matmul(a, b), product64(a, b, False, False))
+    assert uses_onednn(partial(onednn.matmul, transpose_b=True), a, b.T)
+    assert uses_onednn(onednn.matmul, a, b[:, :5])
+    monkeypatch.setattr(onednn, "LONG", 4)
+    monkeypatch.setattr(onednn, "FEW", 121)
+    assert not uses_onednn(partial(onednn.matmul, transpose_b=True), a, b.T)
+    assert uses_onednn(partial(onednn.matmul, transpose_b=True), a[:3], b.T)
+    assert uses_onednn(onednn.matmul, a[None], b[None])

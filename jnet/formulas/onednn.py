@@ -31,7 +31,9 @@ from jnet.formulas.windows import Geometry
 __all__ = ["available", "convolution", "matmul"]
 
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib
-WIDE = 256  # columns of a single product, from which on XLA's own is faster where no operand is transposed
+# What XLA multiplies faster, of single products: on some processors those with many entries of b, if no operand is
+# transposed; and small ones of three long axes, which XLA computes beside each other where they are independent.
+LARGE, LONG, FEW = 2**21, 128, 2**24
 
 
 def available(dtype: DTypeLike) -> bool:
@@ -48,9 +50,9 @@ def matmul(a: Array, b: Array, *, transpose_a: bool = False, transpose_b: bool =
 
     With `transpose_a` it is `a: (..., K, M)`, with `transpose_b` `b: (..., N, K)`; there is no broadcasting.
     """
-    slower = a.ndim == 2 and b.shape[-1] >= WIDE and not (transpose_a or transpose_b)
-    product = _matmul.bind if _suits(a, b) and not slower else _plain_matmul
-    return product(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    transposed = {"transpose_a": transpose_a, "transpose_b": transpose_b}
+    product = _matmul.bind if _suits(a, b) and not _left_to_xla(a, b, **transposed) else _plain_matmul
+    return product(a, b, **transposed)
 
 
 def convolution(x: Array, w: Array, where: Geometry, groups: int) -> Array:
@@ -66,6 +68,15 @@ def _suits(a: Array, b: Array) -> bool:
     """Return whether oneDNN may have these: not empty, and inside `shard_map` both varying on the same axes."""
     alike = a.dtype == b.dtype and jax.typeof(a).manual_axis_type == jax.typeof(b).manual_axis_type
     return available(a.dtype) and alike and min(a.size, b.size) > 0
+
+
+def _left_to_xla(a: Array, b: Array, **transposed: bool) -> bool:
+    if a.ndim > 2:
+        return False
+    rows, columns = _product_shape(a, b, **transposed)
+    terms = a.size // max(rows, 1)
+    many = b.size >= LARGE and not any(transposed.values())
+    return many or (min(rows, columns, terms) >= LONG and rows * columns * terms < FEW)
 
 
 def _plain_matmul(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:

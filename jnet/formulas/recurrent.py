@@ -409,7 +409,10 @@ def _check_cell(op: str, x: Array, states: dict[str, Array], wx: Array, wh: Arra
 
 def _product(a: Array, b: Array, dtype: jnp.dtype, **transposed: bool) -> Array:
     """Matrix product of factors in `dtype`, in the dtype of its accumulator; `transposed` as in `onednn.matmul`."""
-    return onednn.matmul(a.astype(dtype), b.astype(dtype), **transposed)
+    a, b = a.astype(dtype), b.astype(dtype)
+    if transposed:
+        return onednn.matmul(a, b, **transposed)
+    return jnp.matmul(a, b, preferred_element_type=accumulator(dtype))  # XLA computes those of x and h side by side
 
 
 def _inputs(x: Array, wx: Array, b: Array) -> Array:
