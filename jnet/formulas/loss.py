@@ -161,4 +161,4 @@ def _exp_of_others(scores: Array, index: Array) -> Array:
 
 def _pick(scores: Array, index: Array) -> Array:
     """Return the score at each row's `index`, (N, 1)."""
-    return jnp.take_along_axis(scores, index[:, None], axis=1)
+    return jnp.take_along_axis(scores, index[:, None], axis=1, mode="promise_in_bounds")
