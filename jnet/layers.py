@@ -397,16 +397,25 @@ def serial(*layers: Layer) -> Layer:
         return _occupied(params), _occupied(state), shape
 
     def apply(params, state, x, *, train=False, key=None):
-        position, new_state = 0, {}
+        position, new_state, keys = 0, {}, _keys(key, len(names))
         for step in fused if train else apart:
-            own = names[position : position + step.length]
-            keys = [None if key is None else jax.random.fold_in(key, position + i) for i in range(step.length)]
-            x, states = step.apply([params.get(n, {}) for n in own], [state.get(n, {}) for n in own], x, train, keys)
+            these = slice(position, position + step.length)
+            own = names[these]
+            x, states = step.apply(
+                [params.get(n, {}) for n in own], [state.get(n, {}) for n in own], x, train, keys[these]
+            )
             new_state.update(zip(own, states, strict=True))
             position += step.length
         return x, _occupied(new_state)
 
     return _own(Layer(init, apply, "serial", {}, children))
+
+
+def _keys(key: Array | None, children: int) -> list[Array | None]:
+    """Return a key for each child: all from one draw, as XLA on a CPU makes forty small kernels of every one."""
+    if key is None:
+        return [None] * children
+    return list(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(children)))
 
 
 def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
