@@ -98,7 +98,6 @@ def conv2d_forward(
     return out.astype(x.dtype), Conv2dCache(read, w, None if b is None else b[:0], x[:0])
 
 
-@outlined(static=("stride", "padding", "dilation", "groups", "algorithm"))  # or XLA makes copies for dw ahead of time
 def conv2d_backward(
     dout: Array,
     cache: Conv2dCache,
@@ -110,9 +109,18 @@ def conv2d_backward(
     algorithm: str = "auto",
 ) -> tuple[Array, Array, Array | None]:
     """Return `(dx, dw, db)` of `conv2d_forward` for `dout: (N, OH, OW, F)`; `db` is None where there was no `b`."""
-    x, w, b, image = cache
-    where = geometry("conv2d", image.shape[1:3], w.shape[:2], stride, padding, dilation)
-    x, here = _read(x, where)
+    where = geometry("conv2d", cache.image.shape[1:3], cache.w.shape[:2], stride, padding, dilation)
+    dx, dw, db = _backward(dout, cache, where=where, groups=groups, algorithm=algorithm)
+    return _unread(dx, where), dw, db
+
+
+@outlined(static=("where", "groups", "algorithm"))  # or XLA makes copies for dw ahead of time
+def _backward(
+    dout: Array, cache: Conv2dCache, *, where: Geometry, groups: int, algorithm: str
+) -> tuple[Array, Array, Array | None]:
+    """Return the same, but of dx what the windows have read."""
+    _, w, b, _ = cache
+    x, here = _read(cache.x, where)
     for_dx = _choose("input_gradient", x, w, here, groups, algorithm)
     for_dw = _choose("weight_gradient", x, w, here, groups, algorithm)
     narrow = w.astype(dout.dtype)
@@ -122,7 +130,7 @@ def conv2d_backward(
         dx = ALGORITHMS[for_dx].input_gradient(dout, narrow, here, groups)
         dw = ALGORITHMS[for_dw].weight_gradient(x, dout, here, groups)
     db = None if b is None else jnp.sum(dout, axis=(0, 1, 2), dtype=accumulator(dout.dtype)).astype(b.dtype)
-    return _unread(dx.astype(x.dtype), where), dw.astype(w.dtype), db
+    return dx.astype(x.dtype), dw.astype(w.dtype), db
 
 
 def _read(x: Array, where: Geometry) -> tuple[Array, Geometry]:
