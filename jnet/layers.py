@@ -412,7 +412,7 @@ def serial(*layers: Layer) -> Layer:
 
 
 def _keys(key: Array | None, children: int) -> list[Array | None]:
-    """Return a key for each child: all from one draw, as XLA on a CPU makes forty small kernels of every one."""
+    """Return `fold_in(key, position)` for each child, in one draw: XLA on a CPU makes forty small kernels of each."""
     if key is None:
         return [None] * children
     return list(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(children)))
@@ -443,8 +443,7 @@ def residual(body: Layer, shortcut: Layer | None = None) -> Layer:
 def _branches(children: Mapping[str, Layer], params: Params, state: State, x: Array, train: bool, key: Array | None):
     """Apply the body and the shortcut of `residual` to x: `((body, shortcut), state)`."""
     out, new_state = {"shortcut": x}, {}
-    for position, (name, layer) in enumerate(children.items()):
-        own_key = None if key is None else jax.random.fold_in(key, position)
+    for (name, layer), own_key in zip(children.items(), _keys(key, len(children)), strict=True):
         out[name], new_state[name] = layer.apply(params.get(name, {}), state.get(name, {}), x, train=train, key=own_key)
     return (out["body"], out["shortcut"]), _occupied(new_state)
 

@@ -84,6 +84,15 @@ def test_running_statistics_are_constants_to_the_gradient():
     assert not slope.any()
 
 
+def test_children_draw_from_the_key_folded_with_their_position():
+    ones = jnp.ones((4, 50))
+    model = layers.serial(layers.relu(), layers.dropout(0.5))
+    want = layers.dropout(0.5).apply({}, {}, ones, train=True, key=jax.random.fold_in(KEY, 1))[0]
+    np.testing.assert_array_equal(model.apply({}, {}, ones, train=True, key=KEY)[0], want)
+    branches = layers.residual(layers.relu(), layers.dropout(0.5))
+    np.testing.assert_array_equal(branches.apply({}, {}, ones, train=True, key=KEY)[0], ones + want)
+
+
 def test_dropout_needs_a_key_only_when_training():
     layer = layers.dropout(0.5)
     x = draw(4, 3)

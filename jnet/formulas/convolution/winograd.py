@@ -102,24 +102,22 @@ def forward(x: Array, w: Array, where: Geometry, groups: int) -> Array:
     Reference: Winograd 1980, "Arithmetic Complexity of Computations"; Lavin & Gray 2016, arXiv:1509.09308.
     """
     del groups
-    u = _filters(widen(w))
-
-    def part(x: Array) -> tuple[Array, tuple[()]]:
-        return _outputs(_products(_tiles(widen(x), where), u), x.shape[0], where), ()
-
-    return _in_parts(part, where, w.shape[2:], x)[0]
+    return _correlation(x, _filters(widen(w)), _products, w.shape[2:], where)
 
 
 def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array:
     """Return the cotangent of x, `(N, H, W, C)`; derivation in `forward`."""
     del groups
-    where = _reverse(where)
-    u = _turned_filters(widen(w))
+    return _correlation(dout, _turned_filters(widen(w)), _products_back, w.shape[2:], _reverse(where))
 
-    def part(dout: Array) -> tuple[Array, tuple[()]]:
-        return _outputs(_products_back(_tiles(widen(dout), where), u), dout.shape[0], where), ()
 
-    return _in_parts(part, where, w.shape[2:], dout)[0]
+def _correlation(
+    x: Array, u: Array, products: Callable[[Array, Array], Array], channels: Sequence[int], where: Geometry
+) -> Array:
+    def part(x: Array) -> tuple[Array, tuple[()]]:
+        return _outputs(products(_tiles(widen(x), where), u), x.shape[0], where), ()
+
+    return _in_parts(part, where, channels, x)[0]
 
 
 def weight_gradient(x: Array, dout: Array, where: Geometry, groups: int) -> Array:
