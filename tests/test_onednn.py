@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from jnet import custom_vjp, reference
 from jnet.formulas import onednn
 from jnet.formulas.windows import geometry
 
@@ -24,6 +25,11 @@ SHAPES = {  # of a and b
     (False, True): ((7, 5), (9, 5)),
     (True, True): ((5, 7), (9, 5)),
 }
+
+
+@pytest.fixture(autouse=True)
+def no_product_is_tiny(monkeypatch):
+    monkeypatch.setattr(onednn, "TINY", 0)
 
 
 def normal(seed, *shapes):
@@ -171,8 +177,25 @@ def test_what_is_left_to_xla(monkeypatch):
     assert_close(onednn.matmul(a, b), product64(a, b, False, False))
     assert uses_onednn(partial(onednn.matmul, transpose_b=True), a, b.T)
     assert uses_onednn(onednn.matmul, a, b[:, :5])
+    monkeypatch.setattr(onednn, "TINY", 5)
+    assert not uses_onednn(onednn.matmul, a[:, :4], b[:4, :5])
+    assert uses_onednn(onednn.matmul, a[:, :4], b[:4])
+    monkeypatch.setattr(onednn, "TINY", 0)
     monkeypatch.setattr(onednn, "LONG", 4)
     monkeypatch.setattr(onednn, "FEW", 121)
     assert not uses_onednn(partial(onednn.matmul, transpose_b=True), a, b.T)
     assert uses_onednn(partial(onednn.matmul, transpose_b=True), a[:3], b.T)
     assert uses_onednn(onednn.matmul, a[None], b[None])
+
+
+def test_affine():
+    """The products that the layers ask for: their contracts have tiny ones, which are XLA's."""
+    x, w, b, g = normal(9, (7, 5), (5, 9), (9,), (7, 9))
+
+    def both(op):
+        return jax.jit(lambda x, w, b, g: (lambda out, pull: (out, *pull(g)))(*jax.vjp(op, x, w, b)))
+
+    by_hand = both(custom_vjp.affine)
+    assert by_hand.lower(x, w, b, g).as_text().count("onednn$") == 3
+    for got, want in zip(by_hand(x, w, b, g), both(reference.affine)(x, w, b, g), strict=True):
+        assert_close(got, want)

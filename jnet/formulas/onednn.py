@@ -13,6 +13,7 @@ Reference: oneDNN, https://uxlfoundation.github.io/oneDNN; XLA, xla/service/cpu/
 
 import functools
 import json
+import math
 import platform
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,9 @@ __all__ = ["available", "convolution", "matmul"]
 
 TESTED = ("0.10.2", "0.11.2")  # versions of jaxlib
 # What XLA multiplies faster, of single products: on some processors those with many entries of b, if no operand is
-# transposed; and small ones of three long axes, which XLA computes beside each other where they are independent.
-LARGE, LONG, FEW = 2**21, 128, 2**24
+# transposed; tiny ones, for which a call of oneDNN costs as much as the product; and small ones of three long axes,
+# which XLA computes beside each other where they are independent.
+LARGE, TINY, LONG, FEW = 2**21, 128, 128, 2**24
 
 
 def available(dtype: DTypeLike) -> bool:
@@ -75,8 +77,9 @@ def _left_to_xla(a: Array, b: Array, **transposed: bool) -> bool:
         return False
     rows, columns = _product_shape(a, b, **transposed)
     terms = a.size // max(rows, 1)
+    axes = rows, columns, terms
     many = b.size >= LARGE and not any(transposed.values())
-    return many or (min(rows, columns, terms) >= LONG and rows * columns * terms < FEW)
+    return many or max(axes) <= TINY or (min(axes) >= LONG and math.prod(axes) < FEW)
 
 
 def _plain_matmul(a: Array, b: Array, *, transpose_a: bool, transpose_b: bool) -> Array:
