@@ -137,7 +137,7 @@ def line(goal: Goal) -> list[str]:
     """The cells of a table."""
     sign = "" if goal.more_is_better else "at most "
     verdict = {True: "yes", False: "**no**", None: "not measured"}[goal.holds]
-    measured = "; ".join(f"{value:.3g} ({name})" for name, value in goal.measured.items())
+    measured = "; ".join(f"{value:.4g} ({name})" for name, value in goal.measured.items())
     return [goal.figure, f"{sign}{goal.floor:g}", f"{goal.aim:g}", measured, verdict, f"`{goal.command}`"]
 
 

@@ -412,7 +412,7 @@ def serial(*layers: Layer) -> Layer:
 
 
 def _keys(key: Array | None, children: int) -> list[Array | None]:
-    """Return `fold_in(key, position)` for each child, in one draw: XLA on a CPU makes forty small kernels of each."""
+    """Return `fold_in(key, position)` for each child, in one draw: on a CPU each draw is a loop of its own."""
     if key is None:
         return [None] * children
     return list(jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(children)))

@@ -114,6 +114,8 @@ def input_gradient(dout: Array, w: Array, where: Geometry, groups: int) -> Array
 def _correlation(
     x: Array, u: Array, products: Callable[[Array, Array], Array], channels: Sequence[int], where: Geometry
 ) -> Array:
+    """Correlate x with the filters whose transform is `u`; `products` multiplies their tiles with those of x."""
+
     def part(x: Array) -> tuple[Array, tuple[()]]:
         return _outputs(products(_tiles(widen(x), where), u), x.shape[0], where), ()
 
