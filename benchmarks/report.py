@@ -6,6 +6,7 @@ A document has a table between `<!-- benchmarks:NAME -->` and `<!-- /benchmarks 
 """
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -130,7 +131,8 @@ def growth() -> str:
     """The exponents of time and temporaries along each axis."""
 
     def lines(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
-        for (axis, contender), group in _grouped(rows, "axis", "contender").items():
+        grown = _grouped(rows, "axis", "contender")
+        for (axis, contender), group in sorted(grown.items(), key=lambda item: list(scaling.SWEEPS).index(item[0][0])):
             sizes = [row["size"] for row in group]
             fits = [scaling.exponents(group, contender, quantity) for quantity in ("p50_ms", "temporaries")]
             yield [axis, f"{min(sizes):.0f} to {max(sizes):.0f}", contender, *map(_number, fits)]
@@ -239,54 +241,80 @@ def draw(folder: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    def save(figure: Any, name: str) -> None:
-        figure.savefig(folder / name, dpi=120, bbox_inches="tight")
-        plt.close(figure)
-
-    step_groups = _grouped(_raced_last(), "workload", "allocator")
-    if step_groups:
-        figure, axes = plt.subplots(1, len(step_groups), figsize=(3 * len(step_groups), 3.2), squeeze=False)
-        for axis, ((workload, allocator), rows) in zip(axes[0], step_groups.items(), strict=True):
-            fastest = {library: steps.fastest(rows, library) for library in ("jnet", *steps.RIVALS)}
-            times = {library: row["p50_ms"] for library, row in fastest.items() if row is not None}
-            bars = axis.bar(list(times), list(times.values()), color=[_COLOURS[library] for library in times])
-            axis.bar_label(bars, fmt="%.3g")
-            axis.set(title=f"{workload}\nallocator {allocator}", ylabel="ms a step, fastest mode")
-            axis.tick_params(axis="x", rotation=45)
-        figure.tight_layout()
-        save(figure, "performance_steps.png")
-
-    op_rows = results.of_last_cpu(results.load(ops.PATH))
-    if op_rows:
-        names = list(dict.fromkeys(row["op"] for row in op_rows))
-        figure, axis = plt.subplots(figsize=(7, 0.28 * len(names) + 1.5))
-        for rival in ops.SIDES[1:]:
-            points = [
-                (ops.ratio(group, rival), names.index(group["jnet"]["op"]))
-                for group in ops.groups(op_rows)
-                if "jnet" in group and group["jnet"]["mode"] == "both" and rival in group
-            ]
-            axis.plot(*zip(*points, strict=True), "o", alpha=0.6, color=_COLOURS[rival], label=f"{rival} / jnet")
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set(xscale="log", xlabel="time, forward and backward, over jnet's", yticks=range(len(names)))
-        axis.set_yticklabels(names)
-        axis.invert_yaxis()
-        axis.legend()
-        save(figure, "performance_ops.png")
-
-    growth_groups = _grouped(results.load(scaling.PATH), "axis")
-    if growth_groups:
-        figure, axes = plt.subplots(1, len(growth_groups), figsize=(3.4 * len(growth_groups), 3), squeeze=False)
-        for axis, ((name,), rows) in zip(axes[0], growth_groups.items(), strict=True):
-            for contender in dict.fromkeys(row["contender"] for row in rows):
-                line = [(row["size"], row["p50_ms"]) for row in rows if row["contender"] == contender and row["p50_ms"]]
-                axis.loglog(*zip(*line, strict=True), "o-", color=_COLOURS[contender.split(":")[0]], label=contender)
-            axis.set(xlabel=name, ylabel="ms a step")
-        axes[0][0].legend()
-        figure.tight_layout()
-        save(figure, "performance_scaling.png")
+    plots = {
+        "performance_steps.png": (_bars, _raced_last()),
+        "performance_ops.png": (_dots, results.of_last_cpu(results.load(ops.PATH))),
+        "performance_scaling.png": (_lines, results.of_last_cpu(results.load(scaling.PATH))),
+    }
+    for name, (plot, rows) in plots.items():
+        if rows:
+            figure = plot(plt, rows)
+            figure.savefig(folder / name, dpi=120, bbox_inches="tight")
+            plt.close(figure)
 
 
+def _bars(plt: Any, rows: Sequence[Row]) -> Any:
+    """A panel a race: the workloads side by side, an allocator below the other."""
+    raced = _grouped(rows, "allocator", "workload")
+    allocators = sorted({allocator for allocator, _ in raced})
+    workloads = [name for name in WORKLOADS if any(name == workload for _, workload in raced)]
+    size = (2.6 * len(workloads), 2.8 * len(allocators))
+    figure, axes = plt.subplots(len(allocators), len(workloads), figsize=size, squeeze=False)
+    for axis, (allocator, workload) in zip(axes.flat, itertools.product(allocators, workloads), strict=True):
+        race = raced.get((allocator, workload), [])
+        fastest = {library: steps.fastest(race, library) for library in ("jnet", *steps.RIVALS)}
+        times = {library: row["p50_ms"] for library, row in fastest.items() if row is not None}
+        bars = axis.bar(list(times), list(times.values()), color=[_COLOURS[library] for library in times])
+        axis.bar_label(bars, fmt="%.3g")
+        axis.margins(y=0.15)
+        axis.set_title(f"{workload}, {allocator}")
+        axis.tick_params(axis="x", rotation=30)
+    figure.supylabel("ms a step, fastest mode")
+    figure.tight_layout()
+    return figure
+
+
+def _dots(plt: Any, rows: Sequence[Row]) -> Any:
+    """A line an op, a dot a shape and rival."""
+    groups = [group for group in ops.groups(rows) if "jnet" in group and group["jnet"]["mode"] == "both"]
+    names = list(dict.fromkeys(group["jnet"]["op"] for group in groups))
+    figure, axis = plt.subplots(figsize=(7, 0.28 * len(names) + 1.5))
+    for rival in ops.SIDES[1:]:
+        found = [(ops.ratio(group, rival), names.index(group["jnet"]["op"])) for group in groups if rival in group]
+        axis.plot(*zip(*found, strict=True), "o", alpha=0.6, color=_COLOURS[rival], label=f"{rival} / jnet")
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(xscale="log", xlabel="time, forward and backward, over jnet's", yticks=range(len(names)))
+    axis.set_xticks(_RATIOS, [f"{ratio:g}" for ratio in _RATIOS])
+    axis.set_yticklabels(names)
+    axis.invert_yaxis()
+    axis.legend()
+    return figure
+
+
+def _lines(plt: Any, rows: Sequence[Row]) -> Any:
+    """A panel for each thing that grows, a line a contender."""
+    grown = _grouped(rows, "axis")
+    names = [name for name in scaling.SWEEPS if (name,) in grown]
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for (contender,), line in _grouped(grown[(name,)], "contender").items():
+            points = [(row["size"], row["p50_ms"]) for row in line if row["p50_ms"]]
+            colour = _COLOURS[contender.split(":")[0]]
+            axis.loglog(*zip(*points, strict=True), "o-", color=colour, label=contender.replace(":", ", "))
+        sizes = list(scaling.SWEEPS[name])
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.set_yticks(_MILLISECONDS, [str(time) for time in _MILLISECONDS])
+        axis.autoscale(axis="y")
+        axis.set_xlabel(name)
+    axes[0][0].set_ylabel("ms a step")
+    axes[0][0].legend()
+    figure.tight_layout()
+    return figure
+
+
+_RATIOS = (0.25, 0.5, 1, 2, 5, 10, 20)
+_MILLISECONDS = (2, 5, 10, 20, 50, 100, 200, 500)
 _COLOURS = {
     **{"jnet": "tab:red", "flax": "tab:blue", "equinox": "tab:purple", "torch": "tab:orange"},
     **{"reference": "tab:blue", "native": "tab:green"},
