@@ -131,13 +131,18 @@ def growth() -> str:
     """The exponents of time and temporaries along each axis."""
 
     def lines(rows: Sequence[Row]) -> Iterable[Sequence[str]]:
-        grown = _grouped(rows, "axis", "contender")
-        for (axis, contender), group in sorted(grown.items(), key=lambda item: list(scaling.SWEEPS).index(item[0][0])):
+        for (axis, contender), group in _grouped(rows, "axis", "contender").items():
             sizes = [row["size"] for row in group]
             fits = [scaling.exponents(group, contender, quantity) for quantity in ("p50_ms", "temporaries")]
             yield [axis, f"{min(sizes):.0f} to {max(sizes):.0f}", contender, *map(_number, fits)]
 
-    return _tables(results.load(scaling.PATH), ("what grows", "from, to", "contender", "time", "temporaries"), lines)
+    return _tables(_grown(), ("what grows", "from, to", "contender", "time", "temporaries"), lines)
+
+
+def _grown() -> list[Row]:
+    """The committed growth, axis by axis."""
+    order = list(scaling.SWEEPS)
+    return sorted(results.load(scaling.PATH), key=lambda row: order.index(row["axis"]))
 
 
 def aims() -> str:
@@ -244,7 +249,7 @@ def draw(folder: Path) -> None:
     plots = {
         "performance_steps.png": (_bars, _raced_last()),
         "performance_ops.png": (_dots, results.of_last_cpu(results.load(ops.PATH))),
-        "performance_scaling.png": (_lines, results.of_last_cpu(results.load(scaling.PATH))),
+        "performance_scaling.png": (_lines, results.of_last_cpu(_grown())),
     }
     for name, (plot, rows) in plots.items():
         if rows:
@@ -257,7 +262,7 @@ def _bars(plt: Any, rows: Sequence[Row]) -> Any:
     """A panel a race: the workloads side by side, an allocator below the other."""
     raced = _grouped(rows, "allocator", "workload")
     allocators = sorted({allocator for allocator, _ in raced})
-    workloads = [name for name in WORKLOADS if any(name == workload for _, workload in raced)]
+    workloads = list(dict.fromkeys(row["workload"] for row in rows))
     size = (2.6 * len(workloads), 2.8 * len(allocators))
     figure, axes = plt.subplots(len(allocators), len(workloads), figsize=size, squeeze=False)
     for axis, (allocator, workload) in zip(axes.flat, itertools.product(allocators, workloads), strict=True):
@@ -294,15 +299,14 @@ def _dots(plt: Any, rows: Sequence[Row]) -> Any:
 def _lines(plt: Any, rows: Sequence[Row]) -> Any:
     """A panel for each thing that grows, a line a contender."""
     grown = _grouped(rows, "axis")
-    names = [name for name in scaling.SWEEPS if (name,) in grown]
-    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 3), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        for (contender,), line in _grouped(grown[(name,)], "contender").items():
+    figure, axes = plt.subplots(1, len(grown), figsize=(3.2 * len(grown), 3), squeeze=False)
+    for axis, ((name,), group) in zip(axes[0], grown.items(), strict=True):
+        for (contender,), line in _grouped(group, "contender").items():
             points = [(row["size"], row["p50_ms"]) for row in line if row["p50_ms"]]
             colour = _COLOURS[contender.split(":")[0]]
             axis.loglog(*zip(*points, strict=True), "o-", color=colour, label=contender.replace(":", ", "))
-        sizes = list(scaling.SWEEPS[name])
-        axis.set_xticks(sizes, [str(size) for size in sizes])
+        sizes = sorted({row["size"] for row in group})
+        axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
         axis.minorticks_off()
         axis.set_yticks(_MILLISECONDS, [str(time) for time in _MILLISECONDS])
         axis.autoscale(axis="y")

@@ -114,6 +114,12 @@ def test_the_documents_have_the_tables_of_the_csvs(capsys):
     main(["report", "--check"])
 
 
+def test_the_plots_are_drawn_from_the_csvs(tmp_path):
+    pytest.importorskip("matplotlib", reason="plots come with the extra `train`")
+    report.draw(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"performance_{n}.png" for n in ("steps", "ops", "scaling")}
+
+
 def test_a_document_that_differs_is_told(tmp_path, monkeypatch):
     path = tmp_path / "page.md"
     path.write_text("before\n<!-- benchmarks:growth -->\nold\n<!-- /benchmarks -->\nafter\n")
