@@ -61,14 +61,14 @@ class JaxSide:
         seconds = time.perf_counter() - start
         self._calls[side] = lambda: jax.block_until_ready(compiled(*args))
         self._steps = SCANNED if mode == "scan" else 1
-        results = jax.eval_shape(program, *args)
+        read, written = map(_bytes, (args, jax.eval_shape(program, *args)))
         return {
             "program": _nameless(compiled.as_text()),
             "compile_s": seconds,
             "temporaries": temporaries(compiled),
             "kept": kept_bytes(lambda primals: function(primals, rest)[0], primals),
             "flops": case.flops * (1 if mode == "forward" else 3),
-            "bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((args, results))) / self._steps,
+            "bytes": read / self._steps + written,  # each step of a scan reads its share and writes all that is left
             "out": np.asarray(jax.tree.leaves(self._calls[side]())[0], np.float32) if mode == "forward" else None,
         }
 
@@ -145,17 +145,28 @@ def _program(mode: str, entry: Entry, function: Function, primals: Arrays, rest:
     if mode == "both":
         return both, (primals, rest, douts)
 
-    # As in a training loop: data and cotangents differ from step to step, parameters move a little.
+    # As in a training loop: data and cotangents differ from step to step, parameters move a little, and what else a
+    # step makes, the next one writes over.
     data = [name for name in primals if name in ("x", "logits", "scores")]
     parameters = {name: value for name, value in primals.items() if name not in data}
 
-    def step(parameters: Arrays, now: tuple[Arrays, Arrays, Any]) -> tuple[Arrays, Any]:
+    def step(carry: tuple[Arrays, Any], now: tuple[Arrays, Arrays, Any]) -> tuple[tuple[Arrays, Any], None]:
+        parameters, _ = carry
         out, auxiliary, grads = both(parameters | now[0], *now[1:])
         moved = {name: value - 1e-6 * grads[name] for name, value in parameters.items()}
-        return moved, (out, auxiliary, [grads[name] for name in data])
+        return (moved, (out, auxiliary, [grads[name] for name in data])), None
 
-    every = jax.tree.map(lambda x: jnp.stack([x] * SCANNED), ({name: primals[name] for name in data}, rest, douts))
-    return lambda parameters, every: jax.lax.scan(step, parameters, every), (parameters, every)
+    def scan(parameters: Arrays, every: Any) -> tuple[Arrays, Any]:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), left)
+        return jax.lax.scan(step, (parameters, nothing), every)[0]
+
+    now = {name: primals[name] for name in data}, rest, douts
+    left = jax.eval_shape(lambda parameters: step((parameters, None), now)[0][1], parameters)
+    return scan, (parameters, jax.tree.map(lambda x: jnp.stack([x] * SCANNED), now))
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _nameless(program: str) -> str:
