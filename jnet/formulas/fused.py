@@ -25,7 +25,7 @@ from jnet.formulas.normalization import (
     scaled,
     through_batchnorm,
 )
-from jnet.formulas.outline import by_channel, outlined
+from jnet.formulas.outline import by_channel, in_one_loop, outlined
 from jnet.formulas.pooling import at_winners, largest, nobody, pool_geometry, to_winners
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require_float, require_rank, require_shape
@@ -451,7 +451,10 @@ def batchnorm_relu_conv2d_backward(
 
 def _rectify(values: Array, winner: Array, where: Geometry) -> tuple[Array, Array]:
     """Return `max(values, 0)`, and the winners, nobody where that is 0 (or the value is NaN)."""
-    return relu_forward(values)[0], jnp.where(values > 0, winner, winner.dtype.type(nobody(where)))
+    out, winner = in_one_loop(
+        relu_forward(values)[0], jnp.where(values > 0, winner, winner.dtype.type(nobody(where)))
+    )
+    return out, winner
 
 
 def _where_positive(out: Array, dout: Array) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jnet.formulas.outline import outlined
+from jnet.formulas.outline import in_one_loop, outlined
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float
 from jnet.formulas.windows import Geometry, Padding, Pair, geometry, window_slices
@@ -93,7 +93,8 @@ def max_pool2d_backward(
 
 @outlined(static=("where",))  # the index must be stored, not found again once a pixel from the whole of x
 def _largest(x: Array, *, where: Geometry) -> tuple[Array, Array]:
-    return largest(x, where)
+    values, winner = in_one_loop(*largest(x, where))
+    return values, winner
 
 
 def largest(x: Array, where: Geometry) -> tuple[Array, Array]:
@@ -123,9 +124,9 @@ def at_winners(x: Array, winner: Array, where: Geometry) -> Array:
     return entries
 
 
-def _largest_of_band(x: Array, where: Geometry) -> tuple[Array, Array]:
+def _largest_of_band(x: Array, where: Geometry, corner: Pair) -> tuple[Array, Array]:
     """Play the taps of each window off against each other, pair by pair: shorter chains than a walk."""
-    values = window_slices(x, where, fill=-jnp.inf)
+    values = window_slices(x, where, -jnp.inf, corner)
     rounds = list(zip(values, _own_numbers(where, x.shape[1:3]), strict=True))
     while len(rounds) > 1:
         pairs = [_larger(*rounds[i : i + 2]) for i in range(0, len(rounds) - 1, 2)]
@@ -210,8 +211,8 @@ def avg_pool2d_backward(
     return _gather(part, where).astype(dout.dtype)
 
 
-def _sum_of_band(x: Array, where: Geometry) -> tuple[Array]:
-    first, *others = window_slices(x, where)
+def _sum_of_band(x: Array, where: Geometry, corner: Pair) -> tuple[Array]:
+    first, *others = window_slices(x, where, corner=corner)
     return (sum(others, start=first),)
 
 
@@ -304,17 +305,22 @@ def _shift(parts: Array, shift: Pair, where: Geometry, fill: int = 0) -> Array:
     return lax.pad(parts, jnp.asarray(fill, parts.dtype), (none, rows, none, columns, none, none))
 
 
-def _by_bands(of_band: Callable[[Array, Geometry], tuple[Array, ...]], x: Array, where: Geometry) -> tuple[Array, ...]:
+def _by_bands(
+    of_band: Callable[[Array, Geometry, Pair], tuple[Array, ...]], x: Array, where: Geometry
+) -> tuple[Array, ...]:
     """Apply `of_band` to the middle, where no window touches the padding, and to the borders; join the results.
 
-    To pad the whole image would be to copy it, for the sake of a border.
+    To pad the whole image would be to copy it, for the sake of a border. The middle is not cut out either: its taps
+    are slices, and XLA would write out what they are slices of.
     """
     rows = []
     for top, bottom, above_below, height in _bands(where, 0):
         columns = []
         for left, right, before_after, width in _bands(where, 1):
             band = where._replace(padding=(above_below, before_after), out=(height, width))
-            columns.append(of_band(x[:, top:bottom, left:right], band))
+            padded = any((*above_below, *before_after))
+            part, corner = (x[:, top:bottom, left:right], (0, 0)) if padded else (x, (top, left))
+            columns.append(of_band(part, band, corner))
         rows.append([jnp.concatenate(results, axis=2) for results in zip(*columns, strict=True)])
     return tuple(jnp.concatenate(results, axis=1) for results in zip(*rows, strict=True))
 

@@ -116,17 +116,18 @@ def _positive_pair(op: str, name: str, value: int | Sequence[int]) -> Pair:
     return checked
 
 
-def window_slices(x: Array, where: Geometry, fill: float = 0.0) -> list[Array]:
+def window_slices(x: Array, where: Geometry, fill: float = 0.0, corner: Pair = (0, 0)) -> list[Array]:
     """Return the taps of all windows of `x: (N, H, W, C)`, each `(N, OH, OW, C)`, in row-major order.
 
-    Tap `(i, j)` holds what lies at row `i`, column `j` of every window. `fill` stands in the padding.
+    Tap `(i, j)` holds what lies at row `i`, column `j` of every window. `fill` stands in the padding. The first window
+    begins at `corner` of the padded image.
     """
     n, _, _, c = x.shape
     x = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), (*where.padding[0], 0), (*where.padding[1], 0), (0, 0, 0)))
     slices = []
     for i in range(where.window[0]):
         for j in range(where.window[1]):
-            top, left = i * where.dilation[0], j * where.dilation[1]
+            top, left = corner[0] + i * where.dilation[0], corner[1] + j * where.dilation[1]
             bottom = top + (where.out[0] - 1) * where.stride[0] + 1
             right = left + (where.out[1] - 1) * where.stride[1] + 1
             slices.append(lax.slice(x, (0, top, left, 0), (n, bottom, right, c), (1, *where.stride, 1)))
