@@ -20,7 +20,10 @@ from jnet.formulas.normalization import (
     BatchnormCache,
     batchnorm_backward,
     batchnorm_forward,
+    coefficients,
+    combined,
     normalized,
+    parameter_gradients,
     scale_and_shift,
     scaled,
     through_batchnorm,
@@ -207,8 +210,8 @@ def batchnorm_relu_forward(
     **Backward.** The cotangent of $\gamma h + \beta$ is $g\,[\gamma h + \beta > 0]$; from there on it is
     `batchnorm_forward`'s.
 
-    **Kept:** what `batchnorm` keeps, and `beta`: the sign is rebuilt from $x - m$, which that backward pass reads in
-    any case, by one multiply-add and a comparison.
+    **Kept:** what `batchnorm` keeps, and `beta`: the sign is rebuilt from $x$, which that backward pass reads in any
+    case, by a subtraction, a multiply-add and a comparison.
 
     **At the kink** as `relu_forward`.
 
@@ -217,13 +220,13 @@ def batchnorm_relu_forward(
     Returns `(out, mean, var)`, and the cache.
     """
     (_, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
-    out = _scaled_relu(cache.centred, *scale_and_shift(cache, beta))
+    out = _scaled_relu(x, *scale_and_shift(cache, beta))
     return (out, mean, var), BatchnormReluCache(cache, beta)
 
 
 @by_channel
-def _scaled_relu(centred: Array, scale: Array, shift: Array) -> Array:
-    return relu_forward(scaled(centred, scale, shift))[0]
+def _scaled_relu(x: Array, mean: Array, scale: Array, shift: Array) -> Array:
+    return relu_forward(scaled(x, mean, scale, shift))[0]
 
 
 @outlined(static=("axis_name",))
@@ -231,14 +234,23 @@ def batchnorm_relu_backward(
     dout: Statistics, cache: BatchnormReluCache, *, axis_name: str | None = None
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `batchnorm_relu_forward`."""
-    dy, dmean, dvar = dout
-    dy = _where_scaled_positive(cache.norm.centred, *scale_and_shift(cache.norm, cache.beta), dy)
-    return batchnorm_backward((dy, dmean, dvar), cache.norm, axis_name=axis_name)
+    dout, dmean, dvar = dout
+    norm, vectors = cache.norm, scale_and_shift(cache.norm, cache.beta)
+    dy = _where_scaled_positive(dout, norm.x, *(_row(vector, dout) for vector in vectors))
+    dgamma, dbeta = parameter_gradients(dy, norm)
+    _, *along = coefficients(dmean, dvar, dgamma, dbeta, norm, axis_name)
+    return _combined_where_positive(dout, norm.x, *vectors, *along), dgamma, dbeta
 
 
-@by_channel
-def _where_scaled_positive(centred: Array, scale: Array, shift: Array, dout: Array) -> Array:
-    return _where_positive(scaled(centred, scale, shift), dout)
+def _where_scaled_positive(dout: Array, x: Array, mean: Array, scale: Array, shift: Array) -> Array:
+    return _where_positive(scaled(x, mean, scale, shift), dout)
+
+
+@by_channel  # the mask is made twice rather than written
+def _combined_where_positive(
+    dout: Array, x: Array, mean: Array, scale: Array, shift: Array, along_h: Array, along_1: Array
+) -> Array:
+    return combined(_where_scaled_positive(dout, x, mean, scale, shift), x, mean, scale, along_h, along_1)
 
 
 class BatchnormAddReluCache(NamedTuple):
@@ -276,12 +288,12 @@ def batchnorm_add_relu_forward(
 
 @outlined()  # or XLA adds the shortcuts up again, block upon block, wherever the sum is read
 def _normalized_add_relu(cache: BatchnormCache, beta: Array, shortcut: Array) -> Array:
-    return _scaled_add_relu(cache.centred, *scale_and_shift(cache, beta), shortcut.astype(cache.centred.dtype))
+    return _scaled_add_relu(cache.x, *scale_and_shift(cache, beta), shortcut.astype(cache.x.dtype))
 
 
 @by_channel
-def _scaled_add_relu(centred: Array, scale: Array, shift: Array, shortcut: Array) -> Array:
-    return relu_forward(scaled(centred, scale, shift) + shortcut)[0]
+def _scaled_add_relu(x: Array, mean: Array, scale: Array, shift: Array, shortcut: Array) -> Array:
+    return relu_forward(scaled(x, mean, scale, shift) + shortcut)[0]
 
 
 def batchnorm_add_relu_backward(
@@ -358,10 +370,10 @@ def batchnorm_relu_max_pool2d_backward(
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `batchnorm_relu_max_pool2d_forward`."""
     dy, dmean, dvar = dout
-    where = pool_geometry("batchnorm_relu_max_pool2d", cache.norm.centred, window, stride, padding, dilation)
+    where = pool_geometry("batchnorm_relu_max_pool2d", cache.norm.x, window, stride, padding, dilation)
     passed = jnp.where(cache.winner == nobody(where), 0, widen(dy))
-    entries = widen(at_winners(cache.norm.centred, cache.winner, where))
-    dgamma, dbeta = jnp.sum(passed * entries, axis=(0, 1, 2)) * cache.norm.rstd, jnp.sum(passed, axis=(0, 1, 2))
+    entries = at_winners(cache.norm.x, cache.winner, where)
+    dgamma, dbeta = parameter_gradients(passed, cache.norm._replace(x=entries))
     gathered = to_winners(dy, cache.winner, where)
     return through_batchnorm(gathered, dmean, dvar, dgamma, dbeta, cache.norm, axis_name), dgamma, dbeta
 
@@ -403,7 +415,7 @@ def batchnorm_relu_conv2d_forward(
     \beta$ is $\bar a\,[a > 0]$, and from there on it is `batchnorm_forward`'s.
 
     **Kept:** what `batchnorm` keeps, `beta` and the filters. $a$, which a convolution keeps for $\bar w$, is rebuilt
-    from $x - m$: one multiply-add and a maximum an element, against the hundreds of a convolution. Of the two
+    from $x$: a subtraction, a multiply-add and a maximum an element, against the hundreds of a convolution. Of the two
     activations that the three layers would keep, one is left.
 
     **At the kink** as `relu_forward`.
@@ -414,7 +426,7 @@ def batchnorm_relu_conv2d_forward(
     The other arguments are those of `conv2d_forward`. Returns `(out, mean, var)` and the cache.
     """
     (_, mean, var), cache = batchnorm_forward(x, gamma, beta, eps=eps, axis_name=axis_name)
-    a = _scaled_relu(cache.centred, *scale_and_shift(cache, beta))
+    a = _scaled_relu(x, *scale_and_shift(cache, beta))
     out, (_, _, bias, _) = conv2d_forward(
         a, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm
     )
@@ -435,7 +447,7 @@ def batchnorm_relu_conv2d_backward(
 ) -> tuple[Array, Array, Array, Array, Array | None]:
     """Return `dx, dgamma, dbeta, dw, db`; derivation in `batchnorm_relu_conv2d_forward`."""
     dy, dmean, dvar = dout
-    a = _scaled_relu(cache.norm.centred, *scale_and_shift(cache.norm, cache.beta))
+    a = _scaled_relu(cache.norm.x, *scale_and_shift(cache.norm, cache.beta))
     da, dw, db = conv2d_backward(
         dy,
         Conv2dCache(a, cache.w, cache.b, a[:0]),
@@ -451,9 +463,7 @@ def batchnorm_relu_conv2d_backward(
 
 def _rectify(values: Array, winner: Array, where: Geometry) -> tuple[Array, Array]:
     """Return `max(values, 0)`, and the winners, nobody where that is 0 (or the value is NaN)."""
-    out, winner = in_one_loop(
-        relu_forward(values)[0], jnp.where(values > 0, winner, winner.dtype.type(nobody(where)))
-    )
+    out, winner = in_one_loop(relu_forward(values)[0], jnp.where(values > 0, winner, winner.dtype.type(nobody(where))))
     return out, winner
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.outline import by_channel, outlined
+from jnet.formulas.outline import by_channel, column_sums, outlined
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
@@ -26,11 +26,14 @@ __all__ = [
     "batchnorm_forward",
     "batchnorm_inference_backward",
     "batchnorm_inference_forward",
+    "coefficients",
+    "combined",
     "groupnorm_backward",
     "groupnorm_forward",
     "layernorm_backward",
     "layernorm_forward",
     "normalized",
+    "parameter_gradients",
     "scale_and_shift",
     "scaled",
     "through_batchnorm",
@@ -40,7 +43,8 @@ __all__ = [
 class BatchnormCache(NamedTuple):
     """What the backward pass of `batchnorm` needs."""
 
-    centred: Array  # (N, ..., C), x - mean in the input's own dtype
+    x: Array  # (N, ..., C), the input's own dtype
+    mean: Array  # (C,), float32 or wider
     rstd: Array  # (C,), float32 or wider
     gamma: Array  # (C,)
 
@@ -55,8 +59,14 @@ def batchnorm_forward(
     $$ m = \frac1M\sum_i x_i, \qquad v = \frac1M\sum_i (x_i - m)^2, \qquad r = (v+\epsilon)^{-1/2}, \qquad
        h_i = (x_i - m)\,r, \qquad y_i = \gamma h_i + \beta. $$
 
-    The outputs are $y$, $m$ and $v$ (biased). The variance is summed in a second pass over $x - m$: the shortcut
-    $\langle x^2\rangle - m^2$ cancels where the mean is large against the deviation.
+    The outputs are $y$, $m$ and $v$ (biased). Both sums are taken in one pass, about a guess $s$ of the mean: with $S =
+    \sum_i (x_i - s)$, $Q = \sum_i (x_i - s)^2$ and $\delta = m - s$,
+
+    $$ m = s + \tfrac1M S, \qquad \sum_i (x_i - m)^2 = Q - 2\delta S + M\delta^2. $$
+
+    With $s = 0$ this cancels where the mean is large against the deviation. Here $s$ is the mean of the first
+    sixteenth of the examples: the squares of any share $p$ of the entries alone make $v \ge p\,(s - m)^2$, so that $Q
+    \le (1 + 1/p)\,M v$, and rounding counts at most 17 times.
 
     **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be
     the cotangents of the outputs. $\gamma$ and $\beta$ enter linearly: $\bar\gamma = \sum_i g_i h_i$, $\bar\beta =
@@ -77,58 +87,56 @@ def batchnorm_forward(
     $\langle n\rangle = \gamma\bar\beta/M$ and $\langle nh\rangle = \gamma\bar\gamma/M$, so the parameters' gradients
     are the only sums needed.
 
-    **Kept:** $x - m$, with `rstd` and `gamma` a channel. The variance needs $x - m$ written in any case; all that
-    follows is made from it, so `x` need not live on beside it. $h$ is one multiplication to rebuild and a whole
-    activation to store.
+    **Kept:** `x`, with `mean`, `rstd` and `gamma` a channel. $h$ is one multiply-add to rebuild and a whole activation
+    to store.
 
     A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and
     variance 0.
 
-    **On several devices** (`axis_name`, inside `shard_map` or `vmap`) the sums run over all devices' entries: two
-    vectors a pass are added up, the sums of $x$ and of $(x - m)^2$ forward, $\bar\gamma$ and $\bar\beta$ backward. The
-    cotangents returned for gamma and beta are this device's part; who holds one gamma for all adds them up.
+    **On several devices** (`axis_name`, inside `shard_map` or `vmap`) the sums run over all devices' entries, each
+    device with a guess of its own: two vectors a pass are added up, the sums of $x$ and of $(x - m)^2$ forward,
+    $\bar\gamma$ and $\bar\beta$ backward. The cotangents returned for gamma and beta are this device's part; who holds
+    one gamma for all adds them up.
 
     Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of
-    CS231n.
+    CS231n. Chan, Golub & LeVeque 1983, doi:10.1080/00031305.1983.10483115, for sums about a guess of the mean.
 
-    Returns `(out, mean, var)`, out in x's dtype, mean and var float32 or wider, and the cache. (In float16 no entry may
-    lie farther than 65504 from its mean.)
+    Returns `(out, mean, var)`, out in x's dtype, mean and var float32 or wider, and the cache.
     """
     _check_channels("batchnorm", x, 2, gamma=gamma, beta=beta)
-    centred, mean, var = _centre(x, axis_name=axis_name)
-    cache = BatchnormCache(centred, jax.lax.rsqrt(var + eps), gamma)
+    mean, var = _moments(x, axis_name=axis_name)
+    cache = BatchnormCache(x, mean, jax.lax.rsqrt(var + eps), gamma)
     return (normalized(cache, beta), mean, var), cache
 
 
-@outlined(static=("axis_name",))  # or XLA centres x again wherever it is used, and keeps both
-def _centre(x: Array, *, axis_name: str | None) -> tuple[Array, Array, Array]:
-    """Return `x - mean` in x's dtype, the mean and the variance."""
-    wide = widen(x)
+@outlined(static=("axis_name",))  # or XLA computes x again for it
+def _moments(x: Array, *, axis_name: str | None) -> tuple[Array, Array]:
+    """Return the mean and the variance of each channel."""
     axes, size = _all_but_last(x, axis_name)
-    mean = _total(jnp.sum(wide, axis=axes), axis_name) / size
-    centred = _less(wide, mean)
-    var = _total(jnp.sum(centred * centred, axis=axes), axis_name) / size
-    return centred.astype(x.dtype), mean, var
-
-
-@by_channel
-def _less(x: Array, mean: Array) -> Array:
-    return x - mean
+    first = widen(x[: -(-x.shape[0] // 16)])
+    guess = jnp.sum(first, axis=axes) / _all_but_last(first)[1]
+    off = _as_matrix(x) - guess[None, :]
+    count = off.shape[0]
+    total, squares = column_sums(off, off * off)
+    mean = _total(total + count * guess, axis_name) / size
+    delta = mean - guess
+    var = _total(squares - delta * (2 * total - count * delta), axis_name) / size
+    return mean, jnp.maximum(var, 0)
 
 
 def normalized(cache: BatchnormCache, beta: Array) -> Array:
     """Return gamma h + beta, the output of `batchnorm`, from what it keeps."""
-    return by_channel(scaled)(cache.centred, *scale_and_shift(cache, beta))
+    return by_channel(scaled)(cache.x, *scale_and_shift(cache, beta))
 
 
-def scale_and_shift(cache: BatchnormCache, beta: Array) -> tuple[Array, Array]:
-    """Return what `x - mean` is multiplied with and what is added to it, `(C,)`, float32 or wider."""
-    return widen(cache.gamma) * cache.rstd, widen(beta)
+def scale_and_shift(cache: BatchnormCache, beta: Array) -> tuple[Array, Array, Array]:
+    """Return what is subtracted from x, what that is multiplied with, and what is added, `(C,)`, float32 or wider."""
+    return cache.mean, widen(cache.gamma) * cache.rstd, widen(beta)
 
 
-def scaled(centred: Array, scale: Array, shift: Array) -> Array:
+def scaled(x: Array, mean: Array, scale: Array, shift: Array) -> Array:
     """Return `scale * (x - mean) + shift`, gamma h + beta, in x's dtype."""
-    return (widen(centred) * scale + shift).astype(centred.dtype)
+    return ((widen(x) - mean) * scale + shift).astype(x.dtype)
 
 
 @outlined(static=("axis_name",))  # or XLA makes dx again in each of its consumers
@@ -137,27 +145,39 @@ def batchnorm_backward(
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta` by the simplified formula; `dout` holds the cotangents of out, mean and var."""
     dy, dmean, dvar = dout
-    axes, _ = _all_but_last(dy)
-    dy = widen(dy)
-    dgamma = jnp.sum(dy * widen(cache.centred), axis=axes) * cache.rstd
-    dbeta = jnp.sum(dy, axis=axes)
+    dgamma, dbeta = parameter_gradients(dy, cache)
     return through_batchnorm(dy, dmean, dvar, dgamma, dbeta, cache, axis_name), dgamma, dbeta
+
+
+def parameter_gradients(dy: Array, cache: BatchnormCache) -> tuple[Array, Array]:
+    """Return `dgamma` and `dbeta`, `(C,)`, from the cotangent of gamma h + beta."""
+    dy = _as_matrix(dy)
+    dbeta, total = column_sums(dy, dy * (_as_matrix(cache.x) - cache.mean[None, :]))
+    return total * cache.rstd, dbeta
 
 
 def through_batchnorm(
     dy: Array, dmean: Array, dvar: Array, dgamma: Array, dbeta: Array, cache: BatchnormCache, axis_name: str | None
 ) -> Array:
-    """Return `dx`, affine in `dy` and `x - mean` with three coefficients a channel, from the parameters' gradients."""
-    _, size = _all_but_last(dy, axis_name)
+    """Return `dx` from the cotangent of gamma h + beta and the parameters' gradients."""
+    along = coefficients(dmean, dvar, dgamma, dbeta, cache, axis_name)
+    return by_channel(combined)(dy, cache.x, cache.mean, *along)
+
+
+def coefficients(
+    dmean: Array, dvar: Array, dgamma: Array, dbeta: Array, cache: BatchnormCache, axis_name: str | None
+) -> tuple[Array, Array, Array]:
+    """Return what `dy`, `x - mean` and 1 are multiplied with in `dx`: `(C,)` each."""
+    _, size = _all_but_last(cache.x, axis_name)
     scale = widen(cache.gamma) * cache.rstd
     along_h = (2.0 * dvar - scale * cache.rstd * _total(dgamma, axis_name)) / size
     along_1 = (dmean - scale * _total(dbeta, axis_name)) / size
-    return _combined(dy, cache.centred, scale, along_h, along_1)
+    return scale, along_h, along_1
 
 
-@by_channel
-def _combined(dy: Array, centred: Array, scale: Array, along_h: Array, along_1: Array) -> Array:
-    return (scale * widen(dy) + along_h * widen(centred) + along_1).astype(centred.dtype)
+def combined(dy: Array, x: Array, mean: Array, scale: Array, along_h: Array, along_1: Array) -> Array:
+    """Return `dx`, affine in `dy` and `x - mean` with three coefficients a channel."""
+    return (scale * widen(dy) + along_h * (widen(x) - mean) + along_1).astype(x.dtype)
 
 
 def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: BatchnormCache) -> tuple[Array, Array, Array]:
@@ -166,9 +186,9 @@ def batchnorm_backward_staged(dout: tuple[Array, Array, Array], cache: Batchnorm
     The same result as `batchnorm_backward`, in more passes over the data: the form to learn from, and to check against.
     """
     dy, dmean, dvar = dout
-    dtype, rstd, gamma = cache.centred.dtype, cache.rstd, cache.gamma
-    axes, size = _all_but_last(cache.centred)
-    dy, centred = widen(dy), widen(cache.centred)
+    dtype, rstd, gamma = cache.x.dtype, cache.rstd, cache.gamma
+    axes, size = _all_but_last(cache.x)
+    dy, centred = widen(dy), widen(cache.x) - _row(cache.mean, cache.x)
     h = centred * _row(rstd, dy)
     # y = gamma * h + beta
     dbeta = jnp.sum(dy, axis=axes)
@@ -395,6 +415,11 @@ def _repeated(values: Array, *, times: int) -> Array:
 def _positions(x: Array) -> Array:
     """See `(N, ..., C)` as `(N, positions, C)`, float32 or wider."""
     return widen(x).reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+
+
+def _as_matrix(x: Array) -> Array:
+    """See `(N, ..., C)` as `(M, C)`, float32 or wider."""
+    return widen(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _all_but_last(x: Array, axis_name: str | None = None) -> tuple[tuple[int, ...], int]:
