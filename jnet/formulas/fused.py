@@ -457,8 +457,8 @@ def batchnorm_relu_conv2d_backward(
         groups=groups,
         algorithm=algorithm,
     )
-    da = by_channel(_where_positive)(a, da)
-    return *batchnorm_backward((da, dmean, dvar), cache.norm, axis_name=axis_name), dw, db
+    through = BatchnormReluCache(cache.norm, cache.beta)
+    return *batchnorm_relu_backward((da, dmean, dvar), through, axis_name=axis_name), dw, db
 
 
 def _rectify(values: Array, winner: Array, where: Geometry) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.outline import by_channel, column_sums, outlined
+from jnet.formulas.outline import by_channel, column_sums, outlined, row_sums
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
@@ -112,16 +112,22 @@ def batchnorm_forward(
 @outlined(static=("axis_name",))  # or XLA computes x again for it
 def _moments(x: Array, *, axis_name: str | None) -> tuple[Array, Array]:
     """Return the mean and the variance of each channel."""
-    axes, size = _all_but_last(x, axis_name)
-    first = widen(x[: -(-x.shape[0] // 16)])
-    guess = jnp.sum(first, axis=axes) / _all_but_last(first)[1]
-    off = _as_matrix(x) - guess[None, :]
-    count = off.shape[0]
+    _, size = _all_but_last(x, axis_name)
+    rows = _as_matrix(x)
+    count, guess = rows.shape[0], _guess(rows, axis=0)
+    off = rows - guess
+    guess = guess[0]
     total, squares = column_sums(off, off * off)
     mean = _total(total + count * guess, axis_name) / size
     delta = mean - guess
     var = _total(squares - delta * (2 * total - count * delta), axis_name) / size
     return mean, jnp.maximum(var, 0)
+
+
+def _guess(x: Array, axis: int) -> Array:
+    """Return the mean of the first sixteenth along an axis, which stays, of length 1."""
+    first = jax.lax.slice_in_dim(x, 0, -(-x.shape[axis] // 16), axis=axis)
+    return jnp.sum(first, axis=axis, keepdims=True) / max(first.shape[axis], 1)
 
 
 def normalized(cache: BatchnormCache, beta: Array) -> Array:
@@ -285,8 +291,7 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     $$ \bar x = r\,\bigl(n - \langle n\rangle - h\,\langle n h\rangle\bigr). $$
 
     The difference from batch normalization: $\gamma$ varies along the axis of the mean, so it stays inside
-    $\langle\cdot\rangle$, and the two means are no by-product of $\bar\gamma$ and $\bar\beta$. But they are products
-    with a vector: with $P = g h$, entry by entry, $C\langle n\rangle = g\,\gamma$ and $C\langle nh\rangle = P\gamma$.
+    $\langle\cdot\rangle$, and the two means are no by-product of $\bar\gamma$ and $\bar\beta$.
 
     **Kept:** `x`, with `mean` and `rstd` a row. $h$ is one multiply-add to rebuild and a whole activation to store.
 
@@ -303,28 +308,27 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
 def layernorm_backward(dout: Array, cache: LayernormCache) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `layernorm_forward`."""
     x, mean, rstd, gamma = cache
-    axes, _ = _all_but_last(x)
     dy, h = widen(dout), (widen(x) - mean) * rstd
-    dyh = dy * h
-    along_1, along_h = _mean_with(dy, gamma), _mean_with(dyh, gamma)
-    dx = rstd * (dy * _row(widen(gamma), x) - along_1 - h * along_h)
+    n = dy * _row(widen(gamma), x)
+    along_1, along_h = (total[..., None] / max(x.shape[-1], 1) for total in row_sums(n, n * h))
+    dx = rstd * (n - along_1 - h * along_h)
     if x.shape[-1] == 1:  # a lone entry is its own mean; left to rounding, the difference is large against rstd
         dx = jnp.zeros_like(dx)
-    return dx.astype(x.dtype), jnp.sum(dyh, axis=axes), jnp.sum(dy, axis=axes)
+    dgamma, dbeta = column_sums(_as_matrix(dy * h), _as_matrix(dy))
+    return dx.astype(x.dtype), dgamma, dbeta
 
 
 @outlined(static=("eps",))  # or XLA writes out x - mean, and rstd once an entry
 def _row_moments(x: Array, *, eps: float) -> tuple[Array, Array]:
-    """Return the mean of each row and the reciprocal of its deviation, `(..., 1)`, in two passes."""
+    """Return the mean of each row and the reciprocal of its deviation, `(..., 1)`, in one pass, as `batchnorm`."""
     wide, size = widen(x), max(x.shape[-1], 1)
-    mean = jnp.sum(wide, axis=-1, keepdims=True) / size
-    return mean, jax.lax.rsqrt(jnp.sum((wide - mean) ** 2, axis=-1, keepdims=True) / size + eps)
-
-
-def _mean_with(rows: Array, weights: Array) -> Array:
-    """Return the mean over the last axis of `rows` times `weights: (C,)`, `(..., 1)`."""
-    total = jnp.matmul(rows, widen(weights), precision=jax.lax.Precision.HIGHEST)
-    return total[..., None] / max(rows.shape[-1], 1)
+    guess = _guess(wide, axis=-1)
+    off = wide - guess
+    total, squares = (v[..., None] for v in row_sums(off, off * off))
+    mean = guess + total / size
+    delta = mean - guess
+    var = (squares - delta * (2 * total - size * delta)) / size
+    return mean, jax.lax.rsqrt(jnp.maximum(var, 0) + eps)
 
 
 class GroupnormCache(NamedTuple):
@@ -379,7 +383,7 @@ def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array
     groups, scale = mean.shape[-1], widen(gamma)[None, None, :]
     dy, rstd = _positions(dout), _a_channel(rstd, x)
     h = (_positions(x) - _a_channel(mean, x)) * rstd
-    sum_dyh, sum_dy = (jnp.sum(v, axis=1, keepdims=True) for v in (dy * h, dy))  # (N, 1, C)
+    sum_dyh, sum_dy = (total[:, None] for total in column_sums(dy * h, dy))  # (N, 1, C)
     along_1, along_h = (_a_channel(_group_mean(scale * v, x, groups), x) for v in (sum_dy, sum_dyh))
     dx = dy * (rstd * scale) - rstd * along_1 - h * (rstd * along_h)
     if math.prod(x.shape[1:]) == groups:  # as in `layernorm_backward`
@@ -389,11 +393,15 @@ def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array
 
 @outlined(static=("groups", "eps"))  # as in `_row_moments`
 def _group_moments(x: Array, *, groups: int, eps: float) -> tuple[Array, Array]:
-    """Return the mean of each example's group and the reciprocal of its deviation, `(N, 1, G)`, in two passes."""
+    """Return the mean of each example's group and the reciprocal of its deviation, `(N, 1, G)`, in one pass."""
     wide = _positions(x)
-    mean = _group_mean(jnp.sum(wide, axis=1, keepdims=True), x, groups)
-    squares = (wide - _a_channel(mean, x)) ** 2
-    return mean, jax.lax.rsqrt(_group_mean(jnp.sum(squares, axis=1, keepdims=True), x, groups) + eps)
+    size, guess = wide.shape[1], _guess(wide, axis=1)
+    off = wide - guess
+    total, squares = (v[:, None] for v in column_sums(off, off * off))
+    mean = _group_mean(total + size * guess, x, groups)
+    delta = _a_channel(mean, x) - guess
+    var = _group_mean(squares - delta * (2 * total - size * delta), x, groups)
+    return mean, jax.lax.rsqrt(jnp.maximum(var, 0) + eps)
 
 
 def _group_mean(sums: Array, x: Array, groups: int) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-__all__ = ["by_channel", "column_sums", "in_one_loop", "outlined"]
+__all__ = ["by_channel", "column_sums", "in_one_loop", "outlined", "row_sums"]
 
 FEW = 32  # channels, below which XLA writes out a loop over them entry by entry
 ROW = 512  # entries of the rows that by_channel makes of few channels
@@ -89,6 +89,17 @@ def column_sums(*terms: Array) -> tuple[Array, ...]:
 @column_sums.defjvp
 def _column_sums_jvp(terms: Any, tangents: Any) -> Any:
     return column_sums(*terms), tuple(jnp.sum(tangent, axis=-2) for tangent in tangents)
+
+
+def row_sums(*terms: Array) -> tuple[Array, ...]:
+    """Return the sums of `terms`, `(..., C)` of one shape, over C: `(...)` each, from one pass over all of them.
+
+    On a CPU a row is seen as a matrix of 32 columns, which `column_sums` adds up first.
+    """
+    columns = terms[0].shape[-1]
+    if jax.default_backend() == "cpu" and columns % FEW == 0:
+        terms = column_sums(*(term.reshape(*term.shape[:-1], columns // FEW, FEW) for term in terms))
+    return tuple(jnp.sum(term, axis=-1) for term in terms)
 
 
 def _added(sums: Sequence[Array], terms: Sequence[Array]) -> list[Array]:
