@@ -260,10 +260,10 @@ def batchnorm_inference_backward(
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Return `dx, dgamma, dbeta, dmean, dvar`; derivation in `batchnorm_inference_forward`."""
     x, mean, rstd, gamma = cache
-    axes, _ = _all_but_last(x)
     dy, scale = widen(dout), widen(gamma) * rstd
-    dbeta = jnp.sum(dy, axis=axes)
-    dgamma = jnp.sum(dy * (widen(x) - _row(widen(mean), x)), axis=axes) * rstd
+    rows = _as_matrix(dout)
+    dbeta, total = column_sums(rows, rows * (_as_matrix(x) - widen(mean)[None, :]))
+    dgamma = total * rstd
     dx = dy * _row(scale, x)
     return dx.astype(x.dtype), dgamma, dbeta, -scale * dbeta, -0.5 * scale * rstd * dgamma
 
@@ -308,14 +308,22 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
 def layernorm_backward(dout: Array, cache: LayernormCache) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `layernorm_forward`."""
     x, mean, rstd, gamma = cache
+    along_1, along_h = _row_means(dout, cache)
     dy, h = widen(dout), (widen(x) - mean) * rstd
-    n = dy * _row(widen(gamma), x)
-    along_1, along_h = (total[..., None] / max(x.shape[-1], 1) for total in row_sums(n, n * h))
-    dx = rstd * (n - along_1 - h * along_h)
+    dx = rstd * (dy * _row(widen(gamma), x) - along_1 - h * along_h)
     if x.shape[-1] == 1:  # a lone entry is its own mean; left to rounding, the difference is large against rstd
         dx = jnp.zeros_like(dx)
     dgamma, dbeta = column_sums(_as_matrix(dy * h), _as_matrix(dy))
     return dx.astype(x.dtype), dgamma, dbeta
+
+
+@outlined()  # or XLA sums up and computes dx in one kernel of YNN's, for which it writes out all that dx is made of
+def _row_means(dout: Array, cache: LayernormCache) -> tuple[Array, Array]:
+    """Return the means of n and of n h over each row, `(..., 1)`."""
+    x, mean, rstd, gamma = cache
+    n = widen(dout) * _row(widen(gamma), x)
+    along_1, along_h = (v[..., None] / max(x.shape[-1], 1) for v in row_sums(n, n * (widen(x) - mean) * rstd))
+    return along_1, along_h
 
 
 @outlined(static=("eps",))  # or XLA writes out x - mean, and rstd once an entry
