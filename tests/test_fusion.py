@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jnet import layers, reference
-from jnet.formulas.outline import ROW, by_channel
+from jnet.formulas.outline import ROW, by_channel, column_sums, in_one_loop, row_sums
 
 KEY = jax.random.key(0)
 
@@ -138,3 +138,36 @@ def test_few_channels_run_in_long_rows():
     x, scale = jnp.ones((8, 8, 8, 16)), jnp.ones(16)
     compiled = jax.jit(by_channel(lambda x, scale: x * scale)).lower(x, scale).compile()
     assert f"f64[{x.size // ROW},{ROW}]" in str(compiled.as_text())
+
+
+@pytest.mark.parametrize("shape", [(16, 3), (12, 5), (7, 4), (3, 24, 2), (2, 5, 64), (0, 4), (8, 0), (1, 1)], ids=str)
+def test_sums_in_one_pass_are_sums(shape):
+    rng = np.random.default_rng(0)  # whole numbers, so that no rounding excuses a difference
+    x, y = (jnp.asarray(rng.integers(-99, 99, shape), float) for _ in range(2))
+    for sums, axis in ((column_sums, -2), (row_sums, -1)):
+        for got, term in zip(jax.jit(sums)(x, y), (x, y), strict=True):
+            np.testing.assert_array_equal(got, term.sum(axis))
+        slope = jax.grad(lambda x, sums=sums: (sums(x, x * x)[1] ** 2).sum())(x)
+        np.testing.assert_array_equal(slope, 4 * x * (x * x).sum(axis, keepdims=True))
+
+
+def test_sums_in_one_pass_read_their_operands_once():
+    compiled = jax.jit(lambda x, y: column_sums(x, x * y)).lower(*(jnp.ones((64, 24)),) * 2).compile().as_text()
+    assert "(f64[8,24]" in compiled  # both sums of eights come from one kernel
+    assert "f64[64,24]{1,0} fusion" not in compiled  # and the product is never written
+
+
+def test_arrays_written_in_one_loop():
+    def pair(x):
+        return jnp.where(x > 0, x, 0), x > 0
+
+    def together(x):
+        return in_one_loop(*pair(x))
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((6, 5)))
+    compiled = jax.jit(together).lower(x).compile().as_text()
+    assert compiled.count(" fusion(") == 1
+    assert "(f64[6,5]{1,0}, pred[6,5]{1,0}) fusion(" in compiled
+    for got, want in zip(together(x), pair(x), strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(jax.grad(lambda x: together(x)[0].sum())(x), x > 0)

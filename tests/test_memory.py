@@ -53,7 +53,7 @@ def temporaries(block, depth, shape, model_ops):
         (lambda: [layers.batchnorm(), layers.relu()], IMAGES, 4.1),
         # two numbers a row beside it
         (lambda: [layers.layernorm(), layers.relu()], ROWS, 4 + 8 / 16 + 0.1),
-        # the centred activation; the convolution's input is rebuilt from it
+        # the convolution's output; its input is rebuilt from the one before
         (lambda: [layers.conv2d(8, 3), layers.batchnorm(), layers.relu()], IMAGES, 4.1),
         # the pool's output, and its winners in a byte
         (

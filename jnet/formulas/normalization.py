@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.outline import by_channel, column_sums, outlined, row_sums
+from jnet.formulas.outline import by_channel, column_sums, on_one_cpu, outlined, row_sums
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
@@ -65,8 +65,8 @@ def batchnorm_forward(
     $$ m = s + \tfrac1M S, \qquad \sum_i (x_i - m)^2 = Q - 2\delta S + M\delta^2. $$
 
     With $s = 0$ this cancels where the mean is large against the deviation. Here $s$ is the mean of the first
-    sixteenth of the examples: the squares of any share $p$ of the entries alone make $v \ge p\,(s - m)^2$, so that $Q
-    \le (1 + 1/p)\,M v$, and rounding counts at most 17 times.
+    sixteenth of the examples (of all of them on a GPU and on several devices). The squares of any share $p$ of the
+    entries alone make $v \ge p\,(s - m)^2$, so that $Q \le (1 + 1/p)\,M v$, and rounding counts at most 17 times.
 
     **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be
     the cotangents of the outputs. $\gamma$ and $\beta$ enter linearly: $\bar\gamma = \sum_i g_i h_i$, $\bar\beta =
@@ -93,10 +93,10 @@ def batchnorm_forward(
     A constant channel has $v = 0$ and $h = 0$: the result is `beta`, the gradient finite. An empty batch has mean and
     variance 0.
 
-    **On several devices** (`axis_name`, inside `shard_map` or `vmap`) the sums run over all devices' entries, each
-    device with a guess of its own: two vectors a pass are added up, the sums of $x$ and of $(x - m)^2$ forward,
-    $\bar\gamma$ and $\bar\beta$ backward. The cotangents returned for gamma and beta are this device's part; who holds
-    one gamma for all adds them up.
+    **On several devices** (`axis_name`, inside `shard_map` or `vmap`), which hold equally many entries, each with a
+    guess of its own, two vectors a pass are added up: the means of $x$ and of $(x - m)^2$ forward, $\bar\gamma$ and
+    $\bar\beta$ backward. The cotangents returned for gamma and beta are this device's part; who holds one gamma for all
+    adds them up.
 
     Reference: Ioffe & Szegedy 2015, arXiv:1502.03167, section 3; the simplified gradient is exercise material of
     CS231n. Chan, Golub & LeVeque 1983, doi:10.1080/00031305.1983.10483115, for sums about a guess of the mean.
@@ -112,22 +112,29 @@ def batchnorm_forward(
 @outlined(static=("axis_name",))  # or XLA computes x again for it
 def _moments(x: Array, *, axis_name: str | None) -> tuple[Array, Array]:
     """Return the mean and the variance of each channel."""
-    _, size = _all_but_last(x, axis_name)
-    rows = _as_matrix(x)
-    count, guess = rows.shape[0], _guess(rows, axis=0)
-    off = rows - guess
-    guess = guess[0]
-    total, squares = column_sums(off, off * off)
-    mean = _total(total + count * guess, axis_name) / size
-    delta = mean - guess
-    var = _total(squares - delta * (2 * total - count * delta), axis_name) / size
-    return mean, jnp.maximum(var, 0)
+    (_, here), (_, size) = _all_but_last(x), _all_but_last(x, axis_name)
+    rows, devices = _as_matrix(x), size // here
+    guess = _first_mean(rows, axis=0)
+    off = rows - guess[None, :]
+    mean_off, mean_square = (total / here for total in column_sums(off, off * off))
+    mean = _total(guess + mean_off, axis_name) / devices
+    return mean, _total(_variance(mean - guess, mean_off, mean_square), axis_name) / devices
 
 
-def _guess(x: Array, axis: int) -> Array:
-    """Return the mean of the first sixteenth along an axis, which stays, of length 1."""
-    first = jax.lax.slice_in_dim(x, 0, -(-x.shape[axis] // 16), axis=axis)
-    return jnp.sum(first, axis=axis, keepdims=True) / max(first.shape[axis], 1)
+def _variance(delta: Array, mean_off: Array, mean_square: Array) -> Array:
+    """Return the mean square about the mean from means about a guess, `delta` below it."""
+    return jnp.maximum(mean_square - delta * (2 * mean_off - delta), 0)
+
+
+def _first_mean(x: Array, axis: int) -> Array:
+    """Return the mean along an axis of `_first`."""
+    first = _first(x, axis)
+    return jnp.sum(first, axis=axis) / max(first.shape[axis], 1)
+
+
+def _first(x: Array, axis: int) -> Array:
+    """Return the first sixteenth along an axis, to guess a mean from; all of it where a pass costs less than a cut."""
+    return jax.lax.slice_in_dim(x, 0, -(-x.shape[axis] // 16), axis=axis) if on_one_cpu() else x
 
 
 def normalized(cache: BatchnormCache, beta: Array) -> Array:
@@ -330,13 +337,11 @@ def _row_means(dout: Array, cache: LayernormCache) -> tuple[Array, Array]:
 def _row_moments(x: Array, *, eps: float) -> tuple[Array, Array]:
     """Return the mean of each row and the reciprocal of its deviation, `(..., 1)`, in one pass, as `batchnorm`."""
     wide, size = widen(x), max(x.shape[-1], 1)
-    guess = _guess(wide, axis=-1)
+    guess = _first_mean(wide, axis=-1)[..., None]
     off = wide - guess
-    total, squares = (v[..., None] for v in row_sums(off, off * off))
-    mean = guess + total / size
-    delta = mean - guess
-    var = (squares - delta * (2 * total - size * delta)) / size
-    return mean, jax.lax.rsqrt(jnp.maximum(var, 0) + eps)
+    mean_off, mean_square = (total[..., None] / size for total in row_sums(off, off * off))
+    mean = guess + mean_off
+    return mean, jax.lax.rsqrt(_variance(mean - guess, mean_off, mean_square) + eps)
 
 
 class GroupnormCache(NamedTuple):
@@ -403,13 +408,12 @@ def groupnorm_backward(dout: Array, cache: GroupnormCache) -> tuple[Array, Array
 def _group_moments(x: Array, *, groups: int, eps: float) -> tuple[Array, Array]:
     """Return the mean of each example's group and the reciprocal of its deviation, `(N, 1, G)`, in one pass."""
     wide = _positions(x)
-    size, guess = wide.shape[1], _guess(wide, axis=1)
-    off = wide - guess
-    total, squares = (v[:, None] for v in column_sums(off, off * off))
-    mean = _group_mean(total + size * guess, x, groups)
-    delta = _a_channel(mean, x) - guess
-    var = _group_mean(squares - delta * (2 * total - size * delta), x, groups)
-    return mean, jax.lax.rsqrt(jnp.maximum(var, 0) + eps)
+    first = _first(wide, axis=1)
+    guess = _group_mean(jnp.sum(first, axis=1, keepdims=True), first, groups)
+    off = wide - _a_channel(guess, x)
+    mean_off, mean_square = (_group_mean(total[:, None], x, groups) for total in column_sums(off, off * off))
+    mean = guess + mean_off
+    return mean, jax.lax.rsqrt(_variance(mean - guess, mean_off, mean_square) + eps)
 
 
 def _group_mean(sums: Array, x: Array, groups: int) -> Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-__all__ = ["by_channel", "column_sums", "in_one_loop", "outlined", "row_sums"]
+__all__ = ["by_channel", "column_sums", "in_one_loop", "on_one_cpu", "outlined", "row_sums"]
 
 FEW = 32  # channels, below which XLA writes out a loop over them entry by entry
 ROW = 512  # entries of the rows that by_channel makes of few channels
@@ -49,6 +49,11 @@ def outlined(*, static: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Ca
     return decorate
 
 
+def on_one_cpu() -> bool:
+    """Return whether programs are for one CPU device. (Where several share a batch, a cut of it has to travel.)"""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 @jax.custom_jvp
 def in_one_loop(*arrays: Array) -> tuple[Array, ...]:
     """Return `arrays`, all of one shape, as they are; on a CPU one loop writes them all.
@@ -57,7 +62,7 @@ def in_one_loop(*arrays: Array) -> tuple[Array, ...]:
     reduction of several arrays writes several. So the arrays are spread along an axis of two, of which the last is
     taken: LLVM sees that both are the same. (What is written so never takes the place of an operand.)
     """
-    if jax.default_backend() != "cpu":
+    if not on_one_cpu():
         return arrays
     twice = tuple(jnp.broadcast_to(v, (2, *v.shape)) for v in arrays)
     nothing = tuple(jnp.zeros((), v.dtype) for v in arrays)
@@ -78,7 +83,7 @@ def column_sums(*terms: Array) -> tuple[Array, ...]:
     take the columns for its vectors. So each eight rows are added up, and then the sums, an eighth as large.
     """
     together = math.gcd(terms[0].shape[-2], TOGETHER)
-    if jax.default_backend() == "cpu" and together >= TOGETHER // 2:
+    if on_one_cpu() and together >= TOGETHER // 2:
         *outer, rows, columns = terms[0].shape
         split = (*outer, rows // together, together, columns)
         zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
@@ -97,7 +102,7 @@ def row_sums(*terms: Array) -> tuple[Array, ...]:
     On a CPU a row is seen as a matrix of 32 columns, which `column_sums` adds up first.
     """
     columns = terms[0].shape[-1]
-    if jax.default_backend() == "cpu" and columns % FEW == 0:
+    if on_one_cpu() and columns % FEW == 0:
         terms = column_sums(*(term.reshape(*term.shape[:-1], columns // FEW, FEW) for term in terms))
     return tuple(jnp.sum(term, axis=-1) for term in terms)
 
