@@ -234,12 +234,12 @@ def batchnorm_relu_backward(
     dout: Statistics, cache: BatchnormReluCache, *, axis_name: str | None = None
 ) -> tuple[Array, Array, Array]:
     """Return `dx, dgamma, dbeta`; derivation in `batchnorm_relu_forward`."""
-    dout, dmean, dvar = dout
+    dy, dmean, dvar = dout
     norm, vectors = cache.norm, scale_and_shift(cache.norm, cache.beta)
-    dy = _where_scaled_positive(dout, norm.x, *(_row(vector, dout) for vector in vectors))
-    dgamma, dbeta = parameter_gradients(dy, norm)
+    passed = _where_scaled_positive(dy, norm.x, *(_row(vector, dy) for vector in vectors))
+    dgamma, dbeta = parameter_gradients(passed, norm)
     _, *along = coefficients(dmean, dvar, dgamma, dbeta, norm, axis_name)
-    return _combined_where_positive(dout, norm.x, *vectors, *along), dgamma, dbeta
+    return _combined_where_positive(dy, norm.x, *vectors, *along), dgamma, dbeta
 
 
 def _where_scaled_positive(dout: Array, x: Array, mean: Array, scale: Array, shift: Array) -> Array:
