@@ -15,6 +15,7 @@ from statistics import geometric_mean
 from typing import Any
 
 from benchmarks import goals, ops, results, scaling, steps
+from benchmarks.ops.cases import CASES
 from benchmarks.tables import show
 from benchmarks.workloads import WORKLOADS
 
@@ -101,12 +102,18 @@ def _training(rows: Sequence[Row]) -> str:
 
 def operations() -> str:
     """The ops on the processor that was measured last."""
-    return _operations(results.of_last_cpu(results.load(ops.PATH)))
+    return _operations(results.of_last_cpu(_raced_ops()))
 
 
 def operations_gpu() -> str:
     """The ops on GPUs."""
-    return _operations(list(filter(results.on_gpu, results.load(ops.PATH))))
+    return _operations(list(filter(results.on_gpu, _raced_ops())))
+
+
+def _raced_ops() -> list[Row]:
+    """The committed ops, in the order of the cases, whichever was raced last."""
+    order = list(CASES)
+    return sorted(results.load(ops.PATH), key=lambda row: order.index(row["op"]))
 
 
 def _operations(rows: Sequence[Row]) -> str:
@@ -248,7 +255,7 @@ def draw(folder: Path) -> None:
 
     plots = {
         "performance_steps.png": (_bars, _raced_last()),
-        "performance_ops.png": (_dots, results.of_last_cpu(results.load(ops.PATH))),
+        "performance_ops.png": (_dots, results.of_last_cpu(_raced_ops())),
         "performance_scaling.png": (_lines, results.of_last_cpu(_grown())),
     }
     for name, (plot, rows) in plots.items():

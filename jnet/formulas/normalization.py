@@ -65,7 +65,7 @@ def batchnorm_forward(
     $$ m = s + \tfrac1M S, \qquad \sum_i (x_i - m)^2 = Q - 2\delta S + M\delta^2. $$
 
     With $s = 0$ this cancels where the mean is large against the deviation. Here $s$ is the mean of the first
-    sixteenth of the examples (of all of them on a GPU and on several devices). The squares of any share $p$ of the
+    sixteenth of the entries (of all of them on a GPU and on several devices). The squares of any share $p$ of the
     entries alone make $v \ge p\,(s - m)^2$, so that $Q \le (1 + 1/p)\,M v$, and rounding counts at most 17 times.
 
     **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be
@@ -288,7 +288,8 @@ def layernorm_forward(x: Array, gamma: Array, beta: Array, *, eps: float = 1e-5)
     r"""Normalise each row of `x: (..., C)` over its last axis, then scale and shift by `(C,)` vectors.
 
     **Forward.** Per row, over its $C$ entries, $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r =
-    (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$, $y = \gamma h + \beta$.
+    (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$, $y = \gamma h + \beta$. Both sums are taken in one pass about a guess, the
+    mean of a sixteenth of the row, as in `batchnorm_forward`.
 
     **Backward.** $\gamma$ and $\beta$ are shared by the rows: $\bar\gamma = \sum_\text{rows} g h$, $\bar\beta =
     \sum_\text{rows} g$. Let $n = \gamma g$ be the cotangent of $h$. Both $m$ and $r$ move with every entry of the
@@ -360,7 +361,8 @@ def groupnorm_forward(
 
     **Forward.** See `x` as $(N, S, G, C/G)$, $S$ positions and $G$ groups. Over the $S\,C/G$ entries of an example's
     group: $m = \langle x\rangle$, $v = \langle (x-m)^2\rangle$, $r = (v+\epsilon)^{-1/2}$, $h = (x-m)\,r$; then $y =
-    \gamma h + \beta$ a channel.
+    \gamma h + \beta$ a channel. Both sums are taken in one pass about a guess, the mean over a sixteenth of the
+    positions, as in `batchnorm_forward`.
 
     **Backward.** Steps 1 to 5 of `batchnorm_forward` with the mean over a group. $\gamma$ varies inside the group and
     is shared by examples and positions:
