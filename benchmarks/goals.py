@@ -9,6 +9,7 @@ from benchmarks import fitting, ops, results, steps
 Row = results.Row
 STEPS = "python -m benchmarks steps --workload"
 OPS = "python -m benchmarks ops --op"
+POOL_RIVALS = {"reference": (10, 40), "native": (10, 40), "torch": (3, 10), "torch:channels_first": (3, 10)}
 
 
 class Goal(NamedTuple):
@@ -71,7 +72,7 @@ def goals() -> list[Goal]:
             Goal(f"max-pool {window}: {rival} / jnet", *asked, op_ratio(rival, "both", "max_pool2d", window), command)
             for command in (f"{OPS} max_pool2d",)
             for window in ("2x2/2", "3x3/2")
-            for rival, asked in {"reference": (10, 40), "native": (10, 40), "torch": (3, 10)}.items()
+            for rival, asked in POOL_RIVALS.items()
         ),
         *(
             Goal(f"conv2d in scan: {rival} / jnet", 20, 100, op_ratio(rival, "scan", "conv2d"), f"{OPS} conv2d")

@@ -22,6 +22,7 @@ from benchmarks.workloads import WORKLOADS
 Row = results.Row
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/performance.md")
+OP_RIVALS = ("reference", "native", "torch")
 _BLOCK = re.compile(r"(<!-- benchmarks:([\w-]+) -->\n).*?(<!-- /benchmarks -->)", re.DOTALL)
 
 
@@ -125,7 +126,7 @@ def _operations(rows: Sequence[Row]) -> str:
         for (name,), mine in _grouped(rows, "op").items():
             groups = [group for group in ops.groups(mine) if "jnet" in group]
             both = [group for group in groups if group["jnet"]["mode"] == "both"]
-            times = [_spread(groups, "both", rival) for rival in ops.SIDES[1:]]
+            times = [_spread(groups, "both", rival) for rival in OP_RIVALS]
             scans = [_spread(groups, "scan", rival) for rival in ("reference", "native")]
             errors = [group["jnet"]["rounding"] for group in both if group["jnet"].get("rounding") is not None]
             kept = [_kept(group) for group in both if "reference" in group]
@@ -291,7 +292,7 @@ def _dots(plt: Any, rows: Sequence[Row]) -> Any:
     groups = [group for group in ops.groups(rows) if "jnet" in group and group["jnet"]["mode"] == "both"]
     names = list(dict.fromkeys(group["jnet"]["op"] for group in groups))
     figure, axis = plt.subplots(figsize=(7, 0.28 * len(names) + 1.5))
-    for rival in ops.SIDES[1:]:
+    for rival in OP_RIVALS:
         found = [(ops.ratio(group, rival), names.index(group["jnet"]["op"])) for group in groups if rival in group]
         axis.plot(*zip(*found, strict=True), "o", alpha=0.6, color=_COLOURS[rival], label=f"{rival} / jnet")
     axis.axvline(1, color="black", linewidth=0.8)

@@ -6,6 +6,7 @@ python -m benchmarks steps --workload vgg --contenders jnet torch:channels_last 
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Literal
 
 from rich.table import Table
@@ -18,6 +19,7 @@ from benchmarks.workloads import WORKLOADS, Workload, checked
 
 Row = results.Row
 RIVALS = ("flax", "equinox", "torch")
+COMPILATIONS = 3  # of which the median counts: one alone varies by a third
 PATIENCE = 20.0  # seconds a step: a contender that needs more in its first turn gets no second
 GROUP = ("device", "workload", "allocator", "precision")  # what is measured in one run and compared
 PATH = results.FOLDER / "steps.csv"
@@ -81,6 +83,9 @@ def race(
 
     with ThreadPoolExecutor(max(1, cores() // 2)) as pool:  # compiling keeps two cores busy
         list(pool.map(start, names))
+    compiled: dict[str, list[float]] = {name: [] for name in names}
+    for _, name in itertools.product(range(COMPILATIONS), list(_healthy(rows))):
+        compiled[name].append(workers[name].call("compile"))
     for round_ in range(rounds):
         for name in _healthy(rows):
             if round_ == 0 or max(times[name]) < PATIENCE:
@@ -91,6 +96,7 @@ def race(
     for name in _healthy(rows):
         timing = summarise(times[name])
         rows[name] |= {"p20_ms": 1e3 * timing.p20, "p50_ms": 1e3 * timing.p50, "p80_ms": 1e3 * timing.p80}
+        rows[name] |= {"compile_s": median(compiled[name])}
         rows[name] |= {"calls": timing.calls, "error": _doubt(rows[name], expected)}
     return list(rows.values())
 

@@ -3,8 +3,9 @@
 A contender is written `library:variant:variant`, for example `flax:scan` or `torch:compile:channels_last`. Each
 module's `build(workload, variants, precision)` returns an object with
 
-- `describe(checked) -> dict`: parameters, mean losses over the halves of the first `checked` steps, compile seconds,
-  compiled temporaries;
+- `describe(checked) -> dict`: parameters, mean losses over the halves of the first `checked` steps, compiled
+  temporaries;
+- `compile() -> float`: seconds to compile the step;
 - `run(seconds) -> list[float]`: seconds a training step, measured for about that long.
 """
 

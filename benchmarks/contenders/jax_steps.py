@@ -1,6 +1,5 @@
 """What the contenders on JAX share: compiling, timing and describing a training step."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,6 @@ from benchmarks.workloads import Workload, batch
 from jnet.step import COMPILER_OPTIONS as JNET_OPTIONS
 
 SCANNED = 8  # training steps in one call of a scanned epoch
-COMPILATIONS = 3
 
 # XLA:CPU hands some operations to its YNN library; which ones decides on the speed of convolutions and reductions,
 # so the rivals are measured under jnet's own choice too. On other backends the option does not exist.
@@ -50,20 +48,6 @@ def temporaries(compiled: Any) -> int | None:
     return None if analysis is None else analysis.temp_size_in_bytes
 
 
-def _compile(function: Any, *args: Any) -> tuple[Any, float]:
-    """Compile a jitted function, and say how long it took: the median of a few times, for one alone varies by a third.
-
-    The last one fills the cache that calling `function` reads.
-    """
-    seconds = []
-    for _ in range(COMPILATIONS):
-        jax.clear_caches()
-        start = time.perf_counter()
-        compiled = function.lower(*args).compile()
-        seconds.append(time.perf_counter() - start)
-    return compiled, statistics.median(seconds)
-
-
 class JaxContender:
     """Times `function(state, data) -> (state, loss)`, jitted and donating.
 
@@ -76,12 +60,12 @@ class JaxContender:
         self._steps = SCANNED if scanned else 1
         self._parameters = sum(leaf.size for leaf in jax.tree.leaves(parameters))
         self._data = data = jax.tree.map(lambda x: jnp.stack([x] * SCANNED), data) if scanned else data
-        self._compiled, self._compile_seconds = _compile(function, state, data)
         self._function = function
         self._state = state
+        self._compiled = function.lower(state, data).compile()
 
     def describe(self, checked: int) -> dict[str, Any]:
-        """Parameters, the mean losses that show that it trains, compile seconds, compiled temporaries in bytes."""
+        """Parameters, the mean losses that show that it trains, compiled temporaries in bytes."""
         losses = []
         while len(losses) < checked:
             losses.extend(np.atleast_1d(np.asarray(self._call(), np.float64)))
@@ -89,9 +73,15 @@ class JaxContender:
             "parameters": self._parameters,
             "first_loss": float(np.mean(losses[: checked // 2])),
             "last_loss": float(np.mean(losses[checked // 2 : checked])),
-            "compile_s": self._compile_seconds,
             "temporaries": temporaries(self._compiled),
         }
+
+    def compile(self) -> float:
+        """Seconds to trace and compile the step anew."""
+        jax.clear_caches()
+        start = time.perf_counter()
+        self._function.lower(self._state, self._data).compile()
+        return time.perf_counter() - start
 
     def run(self, seconds: float) -> list[float]:
         """Seconds a step. Starts from the initial state each time: a long run would reach subnormal numbers."""

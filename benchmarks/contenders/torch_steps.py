@@ -89,15 +89,18 @@ class TorchContender:
         self._compiled = compiled
 
     def describe(self, checked: int) -> dict[str, Any]:
-        """Parameters, the mean losses that show that it trains, compile seconds; torch states no temporaries."""
+        """Parameters, the mean losses that show that it trains; torch states no temporaries."""
         losses = [loss.item() for loss in (self._first_loss, *(self._call() for _ in range(checked - 1)))]
         return {
             "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "first_loss": fmean(losses[: checked // 2]),
             "last_loss": fmean(losses[checked // 2 :]),
-            "compile_s": self._first_seconds if self._compiled else 0.0,
             "temporaries": None,
         }
+
+    def compile(self) -> float:
+        """Seconds of the first step where it was compiled in it; a second time torch reads its cache."""
+        return self._first_seconds if self._compiled else 0.0
 
     def run(self, seconds: float) -> list[float]:
         """Seconds a step, from the initial state each time: a long run would reach subnormal numbers."""

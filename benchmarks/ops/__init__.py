@@ -17,7 +17,7 @@ from benchmarks.measure import ALLOCATORS, Worker, WorkerError, setting, summari
 from benchmarks.tables import grid, number, show
 
 Row = results.Row
-SIDES = ("jnet", "reference", "native", "torch")
+SIDES = ("jnet", "reference", "native", "torch", "torch:channels_first")
 MODES = ("forward", "both", "scan")
 PATIENCE = 2.0  # seconds a call: a side that needs more in its first turn gets no second
 GROUP = ("device", "allocator", "precision", "options", "op", "case", "mode")
@@ -27,7 +27,7 @@ PATH = results.FOLDER / "ops.csv"
 def main(
     op: tuple[str, ...] = (),
     mode: tuple[Literal["forward", "both", "scan"], ...] = MODES,
-    side: tuple[Literal["jnet", "reference", "native", "torch"], ...] = SIDES,
+    side: tuple[Literal["jnet", "reference", "native", "torch", "torch:channels_first"], ...] = SIDES,
     case: tuple[int, ...] = (),
     allocator: Literal["default", "tuned"] = "tuned",
     precision: Literal["float32", "tf32", "bfloat16"] = "float32",
@@ -42,7 +42,8 @@ def main(
     Args:
         op: names from the catalogue; all of them if none is given.
         mode: forward, both (forward and backward), scan (both, inside lax.scan).
-        side: whom to measure: jnet, reference (autodiff of the plain twin), native (autodiff of lax/jax.nn), torch.
+        side: whom to measure: jnet, reference (autodiff of the plain twin), native (autodiff of lax/jax.nn), torch with
+            the images' channels last, as for all others, or first, as it has them by default (convolution and pools).
         case: positions in the op's list of shapes; all of them if none is given.
         allocator: the system's malloc as it is, or told to keep its memory; the same for every side.
         precision: of the matrix products; bfloat16 is the dtype of everything.
@@ -60,11 +61,11 @@ def main(
             raise ValueError(f"op is {name!r}; it must be one of {', '.join(CASES)}")
     env = ALLOCATORS[allocator]
     jax_worker = Worker(JaxSide, precision, options, env=env)
-    workers = {name: jax_worker for name in side if name != "torch"}
-    if "torch" in side:
+    workers = {name: jax_worker for name in side if not _is_torch(name)}
+    for name in filter(_is_torch, side):
         from benchmarks.ops.torch_side import TorchSide
 
-        workers["torch"] = Worker(TorchSide, precision, env=env)
+        workers[name] = Worker(TorchSide, precision, name == "torch", env=env)
     gemm, copy = jax_worker.call("peaks")
     print(f"this machine now: {gemm:.0f} GF/s in a large matrix product, {copy:.1f} GB/s in a large copy")
     where = setting() | {"allocator": allocator, "precision": precision, "options": options}
@@ -104,14 +105,14 @@ def measure(
         times: dict[str, list[float]] = {side: [] for side in workers}
         outputs: dict[str, Any] = {}
         for side, worker in workers.items():
-            if side == "torch" and mode == "scan":
+            if (_is_torch(side) and mode == "scan") or (side == "torch:channels_first" and "2d" not in op):
                 continue
             rows[side] = {"op": op, "case": label, "mode": mode, "side": side}
             try:
                 info = worker.call("prepare", op, index, mode, side)
                 outputs[side], program = info.pop("out"), info.pop("program", side)
                 rows[side] |= info
-                if rounding and mode == "both" and side != "torch":
+                if rounding and mode == "both" and not _is_torch(side):
                     rows[side]["rounding"] = worker.call("error", op, index, side)
                 runs[side] = programs.setdefault(program, side)  # last: a side that fails runs for nobody
             except WorkerError as error:
@@ -129,9 +130,13 @@ def measure(
         yield from rows.values()
 
 
+def _is_torch(side: str) -> bool:
+    return side.startswith("torch")
+
+
 def table(rows: Sequence[Row], title: str) -> Table:
     """A line a shape and mode: jnet's time, how much longer the others take, and what else there is to know."""
-    headings = ("shape", "mode", "jnet ms", "reference /", "native /", "torch /", "GF/s", "GB/s", "of peak")
+    headings = ("shape", "mode", "jnet ms", *(f"{rival} /" for rival in SIDES[1:]), "GF/s", "GB/s", "of peak")
     headings += ("kept MB", "by autodiff", "temporaries MB", "autodiff's", "rounding")
     return grid(title, headings, [_line(group) for group in groups(rows) if "jnet" in group])
 

@@ -1,4 +1,4 @@
-"""The ops in PyTorch, eager, images channels last in memory."""
+"""The ops in PyTorch, eager, images channels last or first in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -137,7 +137,8 @@ OPS: dict[str, Callable[..., Any]] = {
 class TorchSide:
     """Runs a case of an op; lives in a process of its own."""
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: str, channels_last: bool):
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
@@ -188,7 +189,7 @@ class TorchSide:
         return repeat(self._call, seconds)
 
     def _tensor(self, op: str, name: str, value: Any) -> torch.Tensor | None:
-        """As torch wants it: images NCHW in channels-last memory, filters OIHW, affine weights (out, in)."""
+        """As torch wants it: images NCHW and filters OIHW, in memory as the layout says; affine weights (out, in)."""
         if value is None:
             return None
         tensor = torch.from_numpy(np.ascontiguousarray(value)).to(self._device)
@@ -196,9 +197,9 @@ class TorchSide:
             return tensor if tensor.dtype is torch.bool else tensor.long()
         tensor = tensor.to(self._dtype)
         if name == "w" and tensor.ndim == 4:
-            return tensor.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+            return tensor.permute(3, 2, 0, 1).contiguous(memory_format=self._layout)
         if tensor.ndim == 4 and "affine" not in op:
-            return tensor.permute(0, 3, 1, 2)
+            return tensor.permute(0, 3, 1, 2).contiguous(memory_format=self._layout)
         if name == "w" and "affine" in op:
             return tensor.T.contiguous()
         return tensor
