@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jnet.compiling import jit
 from jnet.custom_vjp import softmax_cross_entropy
 from jnet.layers import Layer
 from jnet.optim import Optimizer, apply_updates
@@ -21,13 +22,6 @@ from jnet.parallel import Placement
 Batch = tuple[Any, Any]  # images (N, H, W, C) and labels (N,)
 Loss = Callable[[Any, Any], Array]  # (logits, labels) -> scalar, the mean over the batch
 Metrics = dict[str, Array]
-
-# What XLA is told, by backend; every jitted function of the trainer is compiled with these and nothing else. On a CPU
-# the default fusions halve the speed of convolutions and of batched products, and none at all makes the reductions of
-# batch norm 10x slower.
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-}
 
 _UNCHECKED: dict[str, Any] = {"mode": "promise_in_bounds", "wrap_negative_indices": False}
 
@@ -40,11 +34,6 @@ class TrainState(NamedTuple):
     model_state: Any  # running statistics
     opt_state: Any  # whatever the optimizer keeps
     key: Array  # stays as it is: step t draws from fold_in(key, t)
-
-
-def compiler_options() -> dict[str, str]:
-    """The XLA options of the default backend."""
-    return COMPILER_OPTIONS.get(jax.default_backend(), {})
 
 
 def create_state(model: Layer, optimizer: Optimizer, key: Array, input_shape: tuple[int, ...]) -> TrainState:
@@ -81,7 +70,7 @@ def make_train_step(
     has put the old one.
     """
     step = _train_step(model, optimizer, loss, reg, placement)
-    return jax.jit(step, donate_argnums=0, compiler_options=compiler_options())
+    return jit(step, donate_argnums=0)
 
 
 def make_train_epoch(
@@ -100,7 +89,7 @@ def make_train_epoch(
     def epoch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return lax.scan(step, state, batches)
 
-    return jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
+    return jit(epoch, donate_argnums=0)
 
 
 def make_train_rows(
@@ -124,7 +113,7 @@ def make_train_rows(
 
         return lax.scan(step_on, state, rows) if rows.ndim == 2 else step_on(state, rows)
 
-    return jax.jit(run, donate_argnums=0, compiler_options=compiler_options())
+    return jit(run, donate_argnums=0)
 
 
 def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):
@@ -142,7 +131,7 @@ def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):
             "correct": jnp.sum(counted & _is_correct(logits, y)),
         }
 
-    return jax.jit(evaluate, compiler_options=compiler_options())
+    return jit(evaluate)
 
 
 def smoothed_cross_entropy(epsilon: float) -> Loss:

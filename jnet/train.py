@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from jnet.compiling import COMPILER_OPTIONS, compiler_options
 from jnet.custom_vjp import softmax_cross_entropy
 from jnet.data import Dataset, Split, check_split, epoch_order
 from jnet.interrupt import Interrupted
@@ -19,11 +20,9 @@ from jnet.optim import EmaState, Optimizer, averaged_params
 from jnet.parallel import Placement
 from jnet.progress import Best, Order, Progress, Report, Row, add_steps, better, copied, finish_epoch, report_of
 from jnet.step import (
-    COMPILER_OPTIONS,
     Batch,
     Loss,
     TrainState,
-    compiler_options,
     create_state,
     init_shapes,
     make_eval_step,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 
 from jnet import layers, reference
-from jnet.step import compiler_options
+from jnet.compiling import compiler_options
 
 ROWS, IMAGES = (512, 16), (8, 16, 16, 8)
 
