@@ -19,7 +19,7 @@ from benchmarks.workloads import WORKLOADS, Workload, checked
 
 Row = results.Row
 RIVALS = ("flax", "equinox", "torch")
-COMPILATIONS = 3  # of which the median counts: one alone varies by a third
+COMPILATIONS = 5  # of which the median counts: one alone varies by a third
 PATIENCE = 20.0  # seconds a step: a contender that needs more in its first turn gets no second
 GROUP = ("device", "workload", "allocator", "precision")  # what is measured in one run and compared
 PATH = results.FOLDER / "steps.csv"

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core
 
@@ -54,7 +55,7 @@ class Jitted:
         return self._choose(args).lower(*args)
 
     def _choose(self, args: tuple[Any, ...]) -> Any:
-        shapes = tuple([(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(args[1:])])
+        shapes = tuple([(np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(args[1:])])
         if shapes not in self._chosen:
             fits = _largest(self._in_blocks.trace(*args).jaxpr.jaxpr) <= BLOCK_BYTES
             self._chosen[shapes] = self._in_blocks if fits else self._whole
