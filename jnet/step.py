@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jnet.compiling import jit
+from jnet.compiling import compiler_options, jit
 from jnet.custom_vjp import softmax_cross_entropy
 from jnet.layers import Layer
 from jnet.optim import Optimizer, apply_updates
@@ -89,7 +89,8 @@ def make_train_epoch(
     def epoch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return lax.scan(step, state, batches)
 
-    return jit(epoch, donate_argnums=0)
+    # Without blocks: memory is asked for once for all the steps, and one block is the smaller one.
+    return jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
 
 
 def make_train_rows(

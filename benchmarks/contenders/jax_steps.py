@@ -16,8 +16,8 @@ from jnet.compiling import jit as jnet_jit
 SCANNED = 8  # training steps in one call of a scanned epoch
 
 # XLA:CPU hands some operations to its YNN library; which ones decides on the speed of convolutions and reductions. So
-# the rivals are measured under jnet's own choice too ("reduce"), for whole steps by the very function that compiles
-# jnet's, which also sees to their temporaries. On other backends the option does not exist.
+# the rivals are measured under jnet's own choice too ("reduce"), steps by the very function that compiles jnet's, which
+# also sees to their temporaries. On other backends the option does not exist.
 COMPILER_OPTIONS = {
     "reduce": JNET_OPTIONS["cpu"],
     "off": {"xla_cpu_experimental_ynn_fusion_type": ""},
@@ -39,10 +39,11 @@ def device_batch(workload: Workload, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 def jit(step: Callable, variants: frozenset[str]) -> Callable:
     """A rival's `step(state, batch) -> (state, loss)`, jitted as the variants say, its state donated."""
+    if "reduce" in variants and "scan" not in variants:
+        return jnet_jit(step, donate_argnums=0)
+    options = [COMPILER_OPTIONS[variant] for variant in variants if variant in COMPILER_OPTIONS]
     function = (lambda state, data: jax.lax.scan(step, state, data)) if "scan" in variants else step
-    if "reduce" in variants:
-        return jnet_jit(function, donate_argnums=0)
-    return jax.jit(function, donate_argnums=0, compiler_options=COMPILER_OPTIONS["off"] if "off" in variants else None)
+    return jax.jit(function, donate_argnums=0, compiler_options=options[0] if options else None)
 
 
 def temporaries(compiled: Any) -> int | None:
