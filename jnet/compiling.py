@@ -46,18 +46,19 @@ class Jitted:
         self._whole, self._in_blocks = whole, in_blocks
         self._chosen: dict[Any, Any] = {}
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **named: Any) -> Any:
         """Run the function."""
-        return self._choose(args)(*args)
+        return self._choose(*args, **named)(*args, **named)
 
-    def lower(self, *args: Any) -> Any:
+    def lower(self, *args: Any, **named: Any) -> Any:
         """Lower the function, as `jax.jit(...).lower`."""
-        return self._choose(args).lower(*args)
+        return self._choose(*args, **named).lower(*args, **named)
 
-    def _choose(self, args: tuple[Any, ...]) -> Any:
-        shapes = tuple([(np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in jax.tree.leaves(args[1:])])
+    def _choose(self, *args: Any, **named: Any) -> Any:
+        leaves = jax.tree.leaves((args[1:], named))
+        shapes = tuple([(np.shape(leaf), getattr(leaf, "dtype", None)) for leaf in leaves])
         if shapes not in self._chosen:
-            fits = _largest(self._in_blocks.trace(*args).jaxpr.jaxpr) <= BLOCK_BYTES
+            fits = _largest(self._in_blocks.trace(*args, **named).jaxpr.jaxpr) <= BLOCK_BYTES
             self._chosen[shapes] = self._in_blocks if fits else self._whole
         return self._chosen[shapes]
 

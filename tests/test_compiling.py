@@ -29,7 +29,7 @@ def test_a_function_whose_arrays_fit_takes_blocks(small_blocks, capfd, rows, fit
     function, plain = compiling.jit(chain), jax.jit(chain, compiler_options=compiling.compiler_options())
     for got, expected in zip(function(STATE, x), plain(STATE, x), strict=True):
         np.testing.assert_array_equal(got, expected)
-    chosen = function._choose((STATE, x))
+    chosen = function._choose(STATE, x)
     assert chosen is (function._in_blocks if fits else function._whole)
     bytes_, least = (f.lower(STATE, x).compile().memory_analysis().temp_size_in_bytes for f in (function, plain))
     assert bytes_ <= 1.5 * least
@@ -40,7 +40,7 @@ def test_each_shape_has_its_own_choice(small_blocks):
     function = compiling.jit(chain)
     for rows, fits in ((100, True), (400, False), (100, True)):
         args = STATE, jnp.ones((rows, 100))
-        assert (function._choose(args) is function._in_blocks) == fits
+        assert (function._choose(*args) is function._in_blocks) == fits
         function(*args)
 
 
@@ -50,6 +50,13 @@ def test_the_largest_array_is_found_in_loops_and_calls():
 
     jaxpr = jax.make_jaxpr(lambda x: jax.lax.scan(jax.jit(inner), jnp.float32(0), x)[0])(jnp.ones((3, 50), jnp.float32))
     assert compiling._largest(jaxpr.jaxpr) == 50 * 50 * 4
+
+
+def test_arguments_may_be_named(small_blocks):
+    function = compiling.jit(lambda state, x: chain(state, x))
+    assert function(STATE, x=jnp.ones((100, 100)))[1].shape == (100,)
+    assert function(STATE, x=jnp.ones((400, 100)))[1].shape == (100,)
+    assert (function._in_blocks._cache_size(), function._whole._cache_size()) == (1, 1)
 
 
 def test_state_is_donated(small_blocks):
