@@ -19,7 +19,6 @@ from benchmarks.workloads import WORKLOADS, Workload, checked
 
 Row = results.Row
 RIVALS = ("flax", "equinox", "torch")
-COMPILATIONS = 5  # of which the median counts: one alone varies by a third
 PATIENCE = 20.0  # seconds a step: a contender that needs more in its first turn gets no second
 GROUP = ("device", "workload", "allocator", "precision")  # what is measured in one run and compared
 PATH = results.FOLDER / "steps.csv"
@@ -32,6 +31,7 @@ def main(
     precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     repeat: int = 5,
     seconds: float = 1.0,
+    compilations: int = 5,
     save: bool = False,
 ) -> None:
     """Race training steps, the contenders in turn, and print a table a workload.
@@ -43,6 +43,7 @@ def main(
         precision: of the matrix products; the rest but bfloat16 is float32 throughout.
         repeat: rounds, in each of which every contender has one turn.
         seconds: length of a turn.
+        compilations: of each contender, in turn, of which the median counts: one alone varies by a third.
         save: put the rows into benchmarks/results/steps.csv.
     """
     for name in workload:
@@ -52,7 +53,7 @@ def main(
         parse(contender)
     where = setting()
     for name, regime in itertools.product(workload, allocator):
-        rows = race(WORKLOADS[name], contenders, regime, precision, repeat, seconds)
+        rows = race(WORKLOADS[name], contenders, regime, precision, repeat, seconds, compilations)
         rows = [{"workload": name, "allocator": regime, "precision": precision, **row, **where} for row in rows]
         show(table(rows, f"{name}, allocator {regime}, {precision}"))
         for row in rows:
@@ -63,7 +64,13 @@ def main(
 
 
 def race(
-    workload: Workload, names: Sequence[str], allocator: str, precision: str, rounds: int, seconds: float
+    workload: Workload,
+    names: Sequence[str],
+    allocator: str,
+    precision: str,
+    rounds: int,
+    seconds: float,
+    compilations: int = 5,
 ) -> list[Row]:
     """Race the contenders on one workload: `rounds` rounds, in each of which each runs for about `seconds`.
 
@@ -84,7 +91,7 @@ def race(
     with ThreadPoolExecutor(max(1, cores() // 2)) as pool:  # compiling keeps two cores busy
         list(pool.map(start, names))
     compiled: dict[str, list[float]] = {name: [] for name in names}
-    for _, name in itertools.product(range(COMPILATIONS), list(_healthy(rows))):
+    for _, name in itertools.product(range(compilations), list(_healthy(rows))):
         compiled[name].append(workers[name].call("compile"))
     for round_ in range(rounds):
         for name in _healthy(rows):
@@ -96,7 +103,7 @@ def race(
     for name in _healthy(rows):
         timing = summarise(times[name])
         rows[name] |= {"p20_ms": 1e3 * timing.p20, "p50_ms": 1e3 * timing.p50, "p80_ms": 1e3 * timing.p80}
-        rows[name] |= {"compile_s": median(compiled[name])}
+        rows[name] |= {"compile_s": median(compiled[name]) if compilations else None}
         rows[name] |= {"calls": timing.calls, "error": _doubt(rows[name], expected)}
     return list(rows.values())
 
@@ -130,7 +137,7 @@ def memory(rows: Sequence[Row]) -> float | None:
 def compile_ratio(rows: Sequence[Row]) -> float | None:
     """Seconds to compile jnet's step over those of Flax's, both as they come."""
     seconds = {row["contender"]: row["compile_s"] for row in rows if not row.get("error")}
-    return seconds["jnet"] / seconds["flax"] if {"jnet", "flax"} <= seconds.keys() else None
+    return seconds["jnet"] / seconds["flax"] if seconds.get("jnet") and seconds.get("flax") else None
 
 
 def table(rows: Sequence[Row], title: str) -> Table:

@@ -8,13 +8,16 @@ import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core
 
-__all__ = ["COMPILER_OPTIONS", "Jitted", "compiler_options", "jit"]
+__all__ = ["COMPILER_OPTIONS", "CONCURRENT", "Jitted", "compiler_options", "jit", "loop_options"]
 
 # By backend. On a CPU the default fusions halve the speed of convolutions and of batched products, and none at all
-# makes the reductions of batch norm 10x slower.
+# makes the reductions of batch norm 10x slower. On a GPU a convolution takes the elementwise work after it along.
 COMPILER_OPTIONS: dict[str, dict[str, str]] = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+    "gpu": {"xla_gpu_experimental_enable_conv_fusion": "true"},
 }
+# Kernels that do not wait for each other run at once. It takes memory, and time to prepare: for loops of small kernels.
+CONCURRENT = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 # XLA asks for all temporaries of a call as one block, and glibc's malloc maps a block of more than 32 MB anew each
 # time, page by page: a fifth of ResNet's step. Several smaller ones it keeps.
 BLOCK_BYTES = 32_000_000
@@ -25,12 +28,28 @@ def compiler_options() -> dict[str, str]:
     return COMPILER_OPTIONS.get(jax.default_backend(), {})
 
 
-def jit(function: Callable[..., Any], donate_argnums: int | tuple[int, ...] = ()) -> Callable[..., Any]:
-    """Return `jax.jit(function)` with the options of the default backend; on a CPU it also cuts the temporaries."""
-    whole = jax.jit(function, donate_argnums=donate_argnums, compiler_options=compiler_options())
+def loop_options(convolutions: bool) -> tuple[dict[str, str], int]:
+    """The XLA options for a scan over training steps, and how many steps to write out in each of its turns.
+
+    On a GPU a step is bound by its launches. Without convolutions its kernels are small and are launched several at a
+    time. With them that takes long and much memory; what pays is to go round the loop half as often.
+    """
+    if jax.default_backend() != "gpu":
+        return compiler_options(), 1
+    return (compiler_options(), 2) if convolutions else (compiler_options() | CONCURRENT, 1)
+
+
+def jit(
+    function: Callable[..., Any],
+    donate_argnums: int | tuple[int, ...] = (),
+    options: dict[str, str] | None = None,
+) -> Callable[..., Any]:
+    """Return `jax.jit(function)` with `options` (None: those of the backend); on a CPU it also cuts the temporaries."""
+    options = compiler_options() if options is None else options
+    whole = jax.jit(function, donate_argnums=donate_argnums, compiler_options=options)
     if jax.default_backend() != "cpu":
         return whole
-    options = compiler_options() | {"xla_multiheap_size_constraint_per_heap": str(BLOCK_BYTES)}
+    options = options | {"xla_multiheap_size_constraint_per_heap": str(BLOCK_BYTES)}
     return Jitted(whole, jax.jit(function, donate_argnums=donate_argnums, compiler_options=options))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jnet.compiling import compiler_options, jit
+from jnet.compiling import jit, loop_options
 from jnet.custom_vjp import softmax_cross_entropy
 from jnet.layers import Layer
 from jnet.optim import Optimizer, apply_updates
@@ -85,12 +85,13 @@ def make_train_epoch(
     The steps are those of `make_train_step`, with no Python between them; each metric comes back as `(steps,)`.
     """
     step = _train_step(model, optimizer, loss, reg, placement)
+    options, unroll = loop_options(contains(model, "conv2d"))
 
     def epoch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        return lax.scan(step, state, batches)
+        return lax.scan(step, state, batches, unroll=unroll)
 
     # Without blocks: memory is asked for once for all the steps, and one block is the smaller one.
-    return jax.jit(epoch, donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(epoch, donate_argnums=0, compiler_options=options)
 
 
 def make_train_rows(
@@ -106,15 +107,17 @@ def make_train_rows(
     numbers of the rows come from Python. They are not checked: each must be one of the images'.
     """
     step = _train_step(model, optimizer, loss, reg, placement)
+    options, unroll = loop_options(contains(model, "conv2d"))
 
-    def run(state: TrainState, split: Batch, rows: Array) -> tuple[TrainState, Metrics]:
-        def step_on(state: TrainState, rows: Array) -> tuple[TrainState, Metrics]:
-            images, labels = (array.at[rows].get(**_UNCHECKED) for array in split)
-            return step(state, (images, labels))
+    def one(state: TrainState, split: Batch, rows: Array) -> tuple[TrainState, Metrics]:
+        images, labels = (array.at[rows].get(**_UNCHECKED) for array in split)
+        return step(state, (images, labels))
 
-        return lax.scan(step_on, state, rows) if rows.ndim == 2 else step_on(state, rows)
+    def many(state: TrainState, split: Batch, rows: Array) -> tuple[TrainState, Metrics]:
+        return lax.scan(lambda state, rows: one(state, split, rows), state, rows, unroll=unroll)
 
-    return jit(run, donate_argnums=0)
+    jitted = {1: jit(one, donate_argnums=0), 2: jit(many, donate_argnums=0, options=options)}
+    return lambda state, split, rows: jitted[rows.ndim](state, split, rows)
 
 
 def make_eval_step(model: Layer, loss: Loss = softmax_cross_entropy):
@@ -152,6 +155,11 @@ def smoothed_cross_entropy(epsilon: float) -> Loss:
         return softmax_cross_entropy(logits, labels) + epsilon * jnp.mean(own - jnp.mean(wide, axis=1))
 
     return loss
+
+
+def contains(layer: Layer, name: str) -> bool:
+    """Whether a layer of this name is in `layer`."""
+    return layer.name == name or any(contains(child, name) for child in layer.children.values())
 
 
 def _train_step(model: Layer, optimizer: Optimizer, loss: Loss, reg: float, placement: Placement):

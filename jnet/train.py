@@ -23,6 +23,7 @@ from jnet.step import (
     Batch,
     Loss,
     TrainState,
+    contains,
     create_state,
     init_shapes,
     make_eval_step,
@@ -177,7 +178,7 @@ def steps_in_one_call(model: Layer, train: Split, batch_size: int) -> int:
     convolutions is long beside a call and takes as long in a scan as out of it: it is called by itself, so that
     progress is told, and a signal answered, after each.
     """
-    if jax.default_backend() == "cpu" and _contains(model, "conv2d"):
+    if jax.default_backend() == "cpu" and contains(model, "conv2d"):
         return 1
     batch_bytes = batch_size * math.prod(train.images.shape[1:]) * train.images.itemsize
     return max(1, min(len(train.labels) // batch_size, SCAN_BYTES // batch_bytes))
@@ -300,7 +301,3 @@ def _evaluate(eval_step, params: Any, model_state: Any, rows: int, batches: Iter
         total += float(sums["loss"])
         correct += int(sums["correct"])
     return {"loss": total / rows, "accuracy": correct / rows}
-
-
-def _contains(layer: Layer, name: str) -> bool:
-    return layer.name == name or any(_contains(child, name) for child in layer.children.values())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jnet import layers, reference
+from jnet.formulas import outline
 from jnet.formulas.outline import ROW, by_channel, column_sums, in_one_loop, row_sums
 
 KEY = jax.random.key(0)
@@ -149,6 +150,17 @@ def test_sums_in_one_pass_are_sums(shape):
             np.testing.assert_array_equal(got, term.sum(axis))
         slope = jax.grad(lambda x, sums=sums: (sums(x, x * x)[1] ** 2).sum())(x)
         np.testing.assert_array_equal(slope, 4 * x * (x * x).sum(axis, keepdims=True))
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(512, 1), (513, 3), (1024, 4), (2 * 521, 1), (2**18, 1024)])
+def test_sums_in_parts_are_sums(monkeypatch, rows, parts):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert outline.parts(rows) == parts
+    x, y = jnp.asarray(np.random.default_rng(0).integers(-99, 99, (2, rows, 3)), float)
+    traced = jax.jit(column_sums).trace(x, y)
+    assert str(traced.jaxpr).count("reduce[") == {1: 1, 1024: 3}.get(parts, 2)
+    for got, term in zip(traced.lower().compile()(x, y), (x, y), strict=True):
+        np.testing.assert_array_equal(got, term.sum(0))
 
 
 def test_sums_in_one_pass_read_their_operands_once():

@@ -127,7 +127,7 @@ def build(workload: Workload, variants: frozenset[str], precision: str) -> jax_s
     images, labels = jax_steps.device_batch(workload, dtype)
     data = (images.transpose(0, 3, 1, 2) if images.ndim == 4 else images, labels)
     return jax_steps.JaxContender(
-        jax_steps.jit(step, variants),
+        jax_steps.jit(step, variants, workload),
         (params, model_state, optimizer.init(params), jax.random.PRNGKey(0)),
         data,
         params,

@@ -102,7 +102,7 @@ def build(workload: Workload, variants: frozenset[str], precision: str) -> jax_s
 
     data = jax_steps.device_batch(workload, dtype)
     return jax_steps.JaxContender(
-        jax_steps.jit(step, variants),
+        jax_steps.jit(step, variants, workload),
         (params, rest, optimizer.init(params)),
         data,
         params,

@@ -12,12 +12,13 @@ from benchmarks.measure import repeat
 from benchmarks.workloads import Workload, batch
 from jnet.compiling import COMPILER_OPTIONS as JNET_OPTIONS
 from jnet.compiling import jit as jnet_jit
+from jnet.compiling import loop_options
 
 SCANNED = 8  # training steps in one call of a scanned epoch
 
 # XLA:CPU hands some operations to its YNN library; which ones decides on the speed of convolutions and reductions. So
 # the rivals are measured under jnet's own choice too ("reduce"), steps by the very function that compiles jnet's, which
-# also sees to their temporaries. On other backends the option does not exist.
+# also sees to their temporaries. On a GPU "reduce" is jnet's choice there.
 COMPILER_OPTIONS = {
     "reduce": JNET_OPTIONS["cpu"],
     "off": {"xla_cpu_experimental_ynn_fusion_type": ""},
@@ -37,13 +38,17 @@ def device_batch(workload: Workload, dtype: Any) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(images, dtype), jnp.asarray(labels)
 
 
-def jit(step: Callable, variants: frozenset[str]) -> Callable:
+def jit(step: Callable, variants: frozenset[str], workload: Workload) -> Callable:
     """A rival's `step(state, batch) -> (state, loss)`, jitted as the variants say, its state donated."""
-    if "reduce" in variants and "scan" not in variants:
+    as_jnet, scanned = "reduce" in variants, "scan" in variants
+    if as_jnet and not scanned:
         return jnet_jit(step, donate_argnums=0)
-    options = [COMPILER_OPTIONS[variant] for variant in variants if variant in COMPILER_OPTIONS]
-    function = (lambda state, data: jax.lax.scan(step, state, data)) if "scan" in variants else step
-    return jax.jit(function, donate_argnums=0, compiler_options=options[0] if options else None)
+    options = COMPILER_OPTIONS["off"] if "off" in variants else None
+    unroll = 1
+    if as_jnet:
+        options, unroll = loop_options(convolutions=workload.network != "fc")
+    function = (lambda state, data: jax.lax.scan(step, state, data, unroll=unroll)) if scanned else step
+    return jax.jit(function, donate_argnums=0, compiler_options=options)
 
 
 def temporaries(compiled: Any) -> int | None:

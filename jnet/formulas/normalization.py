@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jnet.formulas.outline import by_channel, column_sums, on_one_cpu, outlined, row_sums
+from jnet.formulas.outline import by_channel, column_sums, on_one_cpu, outlined, parts, row_sums
 from jnet.formulas.precision import widen
 from jnet.formulas.validate import require, require_float, require_rank, require_shape
 
@@ -65,8 +65,11 @@ def batchnorm_forward(
     $$ m = s + \tfrac1M S, \qquad \sum_i (x_i - m)^2 = Q - 2\delta S + M\delta^2. $$
 
     With $s = 0$ this cancels where the mean is large against the deviation. Here $s$ is the mean of the first
-    sixteenth of the entries (of all of them on a GPU and on several devices). The squares of any share $p$ of the
-    entries alone make $v \ge p\,(s - m)^2$, so that $Q \le (1 + 1/p)\,M v$, and rounding counts at most 17 times.
+    sixteenth of the entries (of all of them on several devices). The squares of any share $p$ of the entries alone make
+    $v \ge p\,(s - m)^2$, so that $Q \le (1 + 1/p)\,M v$, and rounding counts at most 17 times. A GPU takes the sums of
+    parts of up to 256 rows, each about its own first row, and moves them to the mean $s$ of the first part: for a part
+    of $n$ rows about $s'$, $\sum (x - s)^2 = Q + 2 S (s' - s) + n (s' - s)^2$. There $p$ is one in so many rows or
+    parts.
 
     **Backward.** Let $g = \partial L/\partial y$, $\mu = \partial L/\partial m$ and $\nu = \partial L/\partial v$ be
     the cotangents of the outputs. $\gamma$ and $\beta$ enter linearly: $\bar\gamma = \sum_i g_i h_i$, $\bar\beta =
@@ -113,12 +116,34 @@ def batchnorm_forward(
 def _moments(x: Array, *, axis_name: str | None) -> tuple[Array, Array]:
     """Return the mean and the variance of each channel."""
     (_, here), (_, size) = _all_but_last(x), _all_but_last(x, axis_name)
-    rows, devices = _as_matrix(x), size // here
-    guess = _first_mean(rows, axis=0)
-    off = rows - guess[None, :]
-    mean_off, mean_square = (total / here for total in column_sums(off, off * off))
+    rows, devices = _in_parts(_as_matrix(x)), size // here
+    guess = _guess(rows)
+    off = rows - guess[:, None, :]
+    mean_off, mean_square = (total / max(rows.shape[1], 1) for total in column_sums(off, off * off))
+    guess, mean_off, mean_square = _joined(guess, mean_off, mean_square)
     mean = _total(guess + mean_off, axis_name) / devices
     return mean, _total(_variance(mean - guess, mean_off, mean_square), axis_name) / devices
+
+
+def _in_parts(rows: Array) -> Array:
+    """See `(M, C)` as `(parts, rows, C)`."""
+    pieces = parts(len(rows))
+    return rows.reshape(pieces, len(rows) // pieces, rows.shape[-1])
+
+
+def _guess(rows: Array) -> Array:
+    """Guess the means of `(parts, rows, C)` over the rows; on a GPU the first row is the guess, which takes no pass."""
+    return _first_mean(rows, axis=1) if jax.default_backend() == "cpu" else rows[:, :1].sum(axis=1)
+
+
+def _joined(guess: Array, mean_off: Array, mean_square: Array) -> tuple[Array, Array, Array]:
+    """Return one guess for all parts, `(C,)`, and the means of x and its square about it, from those of each part."""
+    if len(guess) == 1:
+        return guess[0], mean_off[0], mean_square[0]
+    common = guess[0] + mean_off[0]
+    moved = guess - common[None]  # (x - common) = (x - guess) + moved
+    total, total_square = column_sums(moved + mean_off, mean_square + moved * (2 * mean_off + moved))
+    return common, total / len(guess), total_square / len(guess)
 
 
 def _variance(delta: Array, mean_off: Array, mean_square: Array) -> Array:

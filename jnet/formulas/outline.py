@@ -1,4 +1,4 @@
-"""What XLA's fusion on a CPU has to be told: where to stop, and what to compute in one loop."""
+"""What XLA's fusion has to be told: where to stop, and what to compute in one loop."""
 
 import functools
 import math
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-__all__ = ["by_channel", "column_sums", "in_one_loop", "on_one_cpu", "outlined", "row_sums"]
+__all__ = ["by_channel", "column_sums", "in_one_loop", "on_one_cpu", "outlined", "parts", "row_sums"]
 
 FEW = 32  # channels, below which XLA writes out a loop over them entry by entry
 ROW = 512  # entries of the rows that by_channel makes of few channels
-TOGETHER = 8  # rows that column_sums adds up in its loop
+TOGETHER = 8  # rows that column_sums adds up in its loop on a CPU
+PART = 256  # rows at most that a block of a GPU's threads adds up
 
 
 def outlined(*, static: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,21 +75,49 @@ def _in_one_loop_jvp(primals: Any, tangents: Any) -> Any:
     return in_one_loop(*primals), tangents
 
 
+def parts(rows: int) -> int:
+    """Into how many parts of one length `column_sums` cuts so many rows on a GPU, each for a block of its own; else 1.
+
+    XLA gives 32 columns of up to 4096 rows to one block of threads: of 64 x 8 x 8 pixels with 128 channels, 4 of the
+    132 processors of an H200 work. Rows that no number from 32 to 256 divides are left to it.
+    """
+    if jax.default_backend() == "cpu" or rows <= 2 * PART:
+        return 1
+    return next((rows // part for part in range(PART, 31, -1) if rows % part == 0), 1)
+
+
 @jax.custom_jvp
 def column_sums(*terms: Array) -> tuple[Array, ...]:
     """Return the sums of `terms`, `(..., S, C)` of one shape, over S: `(..., C)` each, from one pass over all of them.
 
-    XLA on a CPU makes a pass a sum, and first writes out terms that it would have to compute. A reduction of several
-    arrays is one loop, terms and all, but a fast one only over few rows, which LLVM writes out one after the other to
-    take the columns for its vectors. So each eight rows are added up, and then the sums, an eighth as large.
+    XLA makes a pass a sum, and first writes out terms that it would have to compute. A reduction of several arrays is
+    one loop, terms and all. On a CPU it is a fast one only over few rows, which LLVM writes out one after the other to
+    take the columns for its vectors. So each eight rows are added up, and then the sums, an eighth as large. On a GPU
+    it is a fast one in `parts`.
     """
-    together = math.gcd(terms[0].shape[-2], TOGETHER)
-    if on_one_cpu() and together >= TOGETHER // 2:
-        *outer, rows, columns = terms[0].shape
-        split = (*outer, rows // together, together, columns)
-        zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
-        terms = lax.reduce(tuple(term.reshape(split) for term in terms), zeros, _added, (len(outer) + 1,))
-    return tuple(jnp.sum(term, axis=-2) for term in terms)
+    rows = terms[0].shape[-2]
+    if on_one_cpu():
+        together = math.gcd(rows, TOGETHER)
+        terms = _sums_of(together, terms) if together >= TOGETHER // 2 else terms
+        return tuple(jnp.sum(term, axis=-2) for term in terms)
+    if jax.default_backend() == "cpu":
+        return tuple(jnp.sum(term, axis=-2) for term in terms)
+    while (pieces := parts(rows)) > 1:
+        rows, terms = pieces, _sums_of(rows // pieces, terms)
+    return _reduced(terms, axis=terms[0].ndim - 2)
+
+
+def _sums_of(together: int, terms: Sequence[Array]) -> tuple[Array, ...]:
+    """Return the sums of so many rows together, in one loop."""
+    *outer, rows, columns = terms[0].shape
+    split = (*outer, rows // together, together, columns)
+    return _reduced([term.reshape(split) for term in terms], axis=len(outer) + 1)
+
+
+def _reduced(terms: Sequence[Array], axis: int) -> tuple[Array, ...]:
+    """Return the sums over an axis, by one reduction of all terms."""
+    zeros = tuple(jnp.zeros((), term.dtype) for term in terms)
+    return tuple(lax.reduce(tuple(terms), zeros, _added, (axis,)))
 
 
 @column_sums.defjvp
