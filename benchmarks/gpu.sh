@@ -24,7 +24,7 @@ JAX_DEFAULT_MATMUL_PRECISION=highest XLA_FLAGS='' "$python" -m pytest -q -n auto
 
 for precision in float32 tf32 bfloat16; do
   "$python" -m benchmarks ops --precision "$precision" --allocator default --options default --rounding --save
-  "$python" -m benchmarks steps --precision "$precision" --allocator default --save --contenders \
-    jnet jnet:scan flax flax:scan torch torch:channels_last torch:compile torch:compile:channels_last
+  "$python" -m benchmarks steps --precision "$precision" --allocator default --compilations 1 --save --contenders \
+    jnet jnet:scan flax flax:reduce flax:scan flax:scan:reduce torch torch:channels_last torch:compile torch:compile:channels_last
 done
 "$python" -m benchmarks report --readme

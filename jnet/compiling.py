@@ -10,25 +10,27 @@ from jax.extend import core
 
 __all__ = ["COMPILER_OPTIONS", "CONCURRENT", "Jitted", "compiler_options", "jit", "loop_options"]
 
+Options = dict[str, str | int | bool | float]
+
 # By backend. On a CPU the default fusions halve the speed of convolutions and of batched products, and none at all
 # makes the reductions of batch norm 10x slower. On a GPU a convolution takes the elementwise work after it along.
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+COMPILER_OPTIONS: dict[str, Options] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
-    "gpu": {"xla_gpu_experimental_enable_conv_fusion": "true"},
+    "gpu": {"xla_gpu_experimental_enable_conv_fusion": True},
 }
 # Kernels that do not wait for each other run at once. It takes memory, and time to prepare: for loops of small kernels.
-CONCURRENT = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+CONCURRENT: Options = {"xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 # XLA asks for all temporaries of a call as one block, and glibc's malloc maps a block of more than 32 MB anew each
 # time, page by page: a fifth of ResNet's step. Several smaller ones it keeps.
 BLOCK_BYTES = 32_000_000
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> Options:
     """The XLA options of the default backend, for a function of any size."""
     return COMPILER_OPTIONS.get(jax.default_backend(), {})
 
 
-def loop_options(convolutions: bool) -> tuple[dict[str, str], int]:
+def loop_options(convolutions: bool) -> tuple[Options, int]:
     """The XLA options for a scan over training steps, and how many steps to write out in each of its turns.
 
     On a GPU a step is bound by its launches. Without convolutions its kernels are small and are launched several at a
@@ -42,7 +44,7 @@ def loop_options(convolutions: bool) -> tuple[dict[str, str], int]:
 def jit(
     function: Callable[..., Any],
     donate_argnums: int | tuple[int, ...] = (),
-    options: dict[str, str] | None = None,
+    options: Options | None = None,
 ) -> Callable[..., Any]:
     """Return `jax.jit(function)` with `options` (None: those of the backend); on a CPU it also cuts the temporaries."""
     options = compiler_options() if options is None else options

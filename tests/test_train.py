@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jnet import data, layers, models, optim, train
+from jnet.compiling import CONCURRENT
 
 SHAPE = (4, 4, 1)
 
@@ -133,9 +134,11 @@ def test_evaluate_counts_each_image_once(rows, monkeypatch):
     assert found["loss"] == pytest.approx(float(models_loss(model, params, *rows.val)), rel=1e-6)
 
 
-def test_compiler_options_are_accepted():
-    compiled = jax.jit(lambda x: x + 1, compiler_options=train.compiler_options())
-    assert compiled(1) == 2 and jax.default_backend() in train.COMPILER_OPTIONS
+@pytest.mark.parametrize("options", [*train.COMPILER_OPTIONS.values(), CONCURRENT], ids=str)
+def test_compiler_options_are_accepted(options):
+    """Those of the other backends too: XLA reads them all, whatever it compiles for."""
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+    assert jax.default_backend() in train.COMPILER_OPTIONS
 
 
 # ---- fit
