@@ -90,8 +90,7 @@ def make_train_epoch(
     def epoch(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return lax.scan(step, state, batches, unroll=unroll)
 
-    # Without blocks: memory is asked for once for all the steps, and one block is the smaller one.
-    return jax.jit(epoch, donate_argnums=0, compiler_options=options)
+    return jit(epoch, donate_argnums=0, options=options)
 
 
 def make_train_rows(

@@ -40,15 +40,11 @@ def device_batch(workload: Workload, dtype: Any) -> tuple[jax.Array, jax.Array]:
 
 def jit(step: Callable, variants: frozenset[str], workload: Workload) -> Callable:
     """A rival's `step(state, batch) -> (state, loss)`, jitted as the variants say, its state donated."""
-    as_jnet, scanned = "reduce" in variants, "scan" in variants
-    if as_jnet and not scanned:
-        return jnet_jit(step, donate_argnums=0)
-    options = COMPILER_OPTIONS["off"] if "off" in variants else None
-    unroll = 1
-    if as_jnet:
-        options, unroll = loop_options(convolutions=workload.network != "fc")
-    function = (lambda state, data: jax.lax.scan(step, state, data, unroll=unroll)) if scanned else step
-    return jax.jit(function, donate_argnums=0, compiler_options=options)
+    options, unroll = loop_options(workload.network != "fc") if variants >= {"scan", "reduce"} else (None, 1)
+    function = (lambda state, data: jax.lax.scan(step, state, data, unroll=unroll)) if "scan" in variants else step
+    if "reduce" in variants:
+        return jnet_jit(function, donate_argnums=0, options=options)
+    return jax.jit(function, donate_argnums=0, compiler_options=COMPILER_OPTIONS["off"] if "off" in variants else None)
 
 
 def temporaries(compiled: Any) -> int | None:
