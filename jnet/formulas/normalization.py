@@ -118,28 +118,27 @@ def _moments(x: Array, *, axis_name: str | None) -> tuple[Array, Array]:
     (_, here), (_, size) = _all_but_last(x), _all_but_last(x, axis_name)
     rows, devices = _in_parts(_as_matrix(x)), size // here
     guess = _guess(rows)
-    off = rows - guess[:, None, :]
-    mean_off, mean_square = (total / max(rows.shape[1], 1) for total in column_sums(off, off * off))
-    guess, mean_off, mean_square = _joined(guess, mean_off, mean_square)
+    off = rows - guess[..., None, :]
+    mean_off, mean_square = (total / max(rows.shape[-2], 1) for total in column_sums(off, off * off))
+    if rows.ndim == 3:
+        guess, mean_off, mean_square = _joined(guess, mean_off, mean_square)
     mean = _total(guess + mean_off, axis_name) / devices
     return mean, _total(_variance(mean - guess, mean_off, mean_square), axis_name) / devices
 
 
 def _in_parts(rows: Array) -> Array:
-    """See `(M, C)` as `(parts, rows, C)`."""
+    """See `(M, C)` as `(parts, rows, C)`, if there are parts."""
     pieces = parts(len(rows))
-    return rows.reshape(pieces, len(rows) // pieces, rows.shape[-1])
+    return rows if pieces == 1 else rows.reshape(pieces, len(rows) // pieces, rows.shape[-1])
 
 
 def _guess(rows: Array) -> Array:
-    """Guess the means of `(parts, rows, C)` over the rows; on a GPU the first row is the guess, which takes no pass."""
-    return _first_mean(rows, axis=1) if jax.default_backend() == "cpu" else rows[:, :1].sum(axis=1)
+    """Guess the means of `(..., rows, C)` over the rows; on a GPU the first row is the guess, which takes no pass."""
+    return _first_mean(rows, axis=-2) if jax.default_backend() == "cpu" else rows[..., :1, :].sum(axis=-2)
 
 
 def _joined(guess: Array, mean_off: Array, mean_square: Array) -> tuple[Array, Array, Array]:
     """Return one guess for all parts, `(C,)`, and the means of x and its square about it, from those of each part."""
-    if len(guess) == 1:
-        return guess[0], mean_off[0], mean_square[0]
     common = guess[0] + mean_off[0]
     moved = guess - common[None]  # (x - common) = (x - guess) + moved
     total, total_square = column_sums(moved + mean_off, mean_square + moved * (2 * mean_off + moved))
