@@ -7,6 +7,7 @@ import pytest
 
 from jnet import data, layers, models, optim, train
 from jnet.compiling import CONCURRENT
+from jnet.custom_vjp import softmax_cross_entropy
 
 SHAPE = (4, 4, 1)
 
@@ -66,8 +67,6 @@ def test_step_moves_the_parameters_by_what_the_optimizer_says(rows):
 
 
 def models_loss(model, params, x, y):
-    from jnet.custom_vjp import softmax_cross_entropy
-
     return softmax_cross_entropy(model.apply(params, {}, x)[0], y)
 
 

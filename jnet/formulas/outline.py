@@ -96,11 +96,10 @@ def column_sums(*terms: Array) -> tuple[Array, ...]:
     it is a fast one in `parts`.
     """
     rows = terms[0].shape[-2]
-    if on_one_cpu():
-        together = math.gcd(rows, TOGETHER)
-        terms = _sums_of(together, terms) if together >= TOGETHER // 2 else terms
-        return tuple(jnp.sum(term, axis=-2) for term in terms)
     if jax.default_backend() == "cpu":
+        together = math.gcd(rows, TOGETHER)
+        if on_one_cpu() and together >= TOGETHER // 2:
+            terms = _sums_of(together, terms)
         return tuple(jnp.sum(term, axis=-2) for term in terms)
     while (pieces := parts(rows)) > 1:
         rows, terms = pieces, _sums_of(rows // pieces, terms)
