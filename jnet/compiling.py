@@ -13,9 +13,13 @@ __all__ = ["COMPILER_OPTIONS", "CONCURRENT", "Jitted", "compiler_options", "jit"
 Options = dict[str, str | int | bool | float]
 
 # By backend. On a CPU the default fusions halve the speed of convolutions and of batched products, and none at all
-# makes the reductions of batch norm 10x slower. On a GPU a convolution takes the elementwise work after it along.
+# makes the reductions of batch norm 10x slower; and LLVM takes half of an AVX-512 register unless told to prefer all of
+# it. On a GPU a convolution takes the elementwise work after it along.
 COMPILER_OPTIONS: dict[str, Options] = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+        "xla_cpu_prefer_vector_width": 512,  # bits; LLVM uses what the processor has
+    },
     "gpu": {"xla_gpu_experimental_enable_conv_fusion": True},
 }
 # Kernels that do not wait for each other run at once. It takes memory, and time to prepare: for loops of small kernels.
